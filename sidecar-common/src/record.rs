@@ -1,0 +1,212 @@
+//! What the kernel half decided: counters and events.
+
+use crate::address::Address;
+
+/// What is counted, per workload. The index is the position in [`Counters::counts`].
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counter {
+    /// Outbound connection rewritten to the proxy.
+    Steered,
+    /// Outbound connection left alone: excluded address or port.
+    Excluded,
+    /// Outbound connection left alone: loopback.
+    Loopback,
+    /// Inbound connection handed to the proxy.
+    Inbound,
+    /// Inbound connection refused: no proxy listens and the workload fails closed.
+    InboundRefused,
+    /// Inbound connection let through: no proxy listens and the workload fails open.
+    InboundBypassed,
+    /// Original destination or client address handed to the accepted socket.
+    Origin,
+    /// Both ends on this node: socket put into the SOCKHASH.
+    Paired,
+    /// Not put into the SOCKHASH: it or the evidence map is full, or the key is taken.
+    Unpaired,
+    /// Not put into the SOCKHASH: redirect does not pay on this port.
+    Unprofitable,
+    /// Message moved past TCP.
+    Redirected,
+    /// Message left to TCP: earlier bytes are not proven read.
+    PassedOrder,
+    /// Message left to TCP: credit used up.
+    PassedCredit,
+    /// Message left to TCP: large ones gain nothing.
+    PassedBulk,
+    /// Message left to TCP: its receiver is an application.
+    PassedApplication,
+    /// Message left to TCP: the other end is not in the SOCKHASH.
+    PassedNoPeer,
+    /// Message left to TCP: the receiving workload reads with splice.
+    PassedSplice,
+    /// Message left to TCP: the socket is closing.
+    PassedClosing,
+    /// Message left to TCP: switched off for the workload or the node.
+    PassedOff,
+    /// Message left to TCP: redirect helper refused.
+    PassedMiss,
+    /// Bytes redirected.
+    RedirectedBytes,
+    /// Bytes of inserted sockets left to TCP.
+    TcpBytes,
+    /// splice() seen reading a socket.
+    Splice,
+}
+
+pub const COUNTERS: usize = 23;
+
+impl Counter {
+    pub const ALL: [Self; COUNTERS] = [
+        Self::Steered,
+        Self::Excluded,
+        Self::Loopback,
+        Self::Inbound,
+        Self::InboundRefused,
+        Self::InboundBypassed,
+        Self::Origin,
+        Self::Paired,
+        Self::Unpaired,
+        Self::Unprofitable,
+        Self::Redirected,
+        Self::PassedOrder,
+        Self::PassedCredit,
+        Self::PassedBulk,
+        Self::PassedApplication,
+        Self::PassedNoPeer,
+        Self::PassedSplice,
+        Self::PassedClosing,
+        Self::PassedOff,
+        Self::PassedMiss,
+        Self::RedirectedBytes,
+        Self::TcpBytes,
+        Self::Splice,
+    ];
+
+    /// Name in metrics and in `inspect`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Steered => "steered",
+            Self::Excluded => "excluded",
+            Self::Loopback => "loopback",
+            Self::Inbound => "inbound",
+            Self::InboundRefused => "inbound_refused",
+            Self::InboundBypassed => "inbound_bypassed",
+            Self::Origin => "origin",
+            Self::Paired => "paired",
+            Self::Unpaired => "unpaired",
+            Self::Unprofitable => "unprofitable",
+            Self::Redirected => "redirected",
+            Self::PassedOrder => "passed_order",
+            Self::PassedCredit => "passed_credit",
+            Self::PassedBulk => "passed_bulk",
+            Self::PassedApplication => "passed_application",
+            Self::PassedNoPeer => "passed_no_peer",
+            Self::PassedSplice => "passed_splice",
+            Self::PassedClosing => "passed_closing",
+            Self::PassedOff => "passed_off",
+            Self::PassedMiss => "passed_miss",
+            Self::RedirectedBytes => "redirect",
+            Self::TcpBytes => "tcp",
+            Self::Splice => "splice",
+        }
+    }
+
+    /// Whether it counts bytes rather than events.
+    pub const fn is_bytes(self) -> bool {
+        matches!(self, Self::RedirectedBytes | Self::TcpBytes)
+    }
+}
+
+/// Counters of one workload on one CPU.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counters {
+    pub counts: [u64; COUNTERS],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            counts: [0; COUNTERS],
+        }
+    }
+}
+
+/// What userspace is told at once, through the ring buffer.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Event {
+    /// One of the `EVENT_` constants.
+    pub kind: u32,
+    pub workload: u32,
+    pub pid: u32,
+    /// The descriptor that `splice` reads.
+    pub fd: i32,
+    /// Of the connection, where the kind has one.
+    pub address: Address,
+    pub _pad: u32,
+}
+
+/// Inbound connection refused: no proxy listens. `address`: what the client asked for.
+pub const EVENT_INBOUND_REFUSED: u32 = 1;
+/// Both ends are here, but the SOCKHASH is full or the key is taken. `address`: the other end.
+pub const EVENT_UNPAIRED: u32 = 2;
+/// A process reads a socket with splice.
+pub const EVENT_SPLICE: u32 = 3;
+
+const _: () = assert!(size_of::<Event>() == 40);
+
+/// How redirect fares on a port of a workload, so that flows that only fall back stop being inserted.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Profile {
+    pub redirected: u64,
+    pub passed: u64,
+    /// Connections not inserted since the last try.
+    pub skipped: u64,
+}
+
+#[cfg(feature = "user")]
+mod user {
+    // SAFETY: repr(C), no padding, any bytes are a value.
+    unsafe impl aya::Pod for super::Counters {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Event {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Profile {}
+
+    use super::Event;
+    use crate::address::{Address, Ip};
+
+    impl Event {
+        /// From the bytes of the ring buffer; `None` if they are too few.
+        pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+            let word = |index: usize| {
+                let bytes = bytes.get(index * 4..index * 4 + 4)?;
+                Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+            };
+            let port = u16::from_ne_bytes(bytes.get(32..34)?.try_into().ok()?);
+            Some(Self {
+                kind: word(0)?,
+                workload: word(1)?,
+                pid: word(2)?,
+                fd: word(3)? as i32,
+                address: Address::new(Ip([word(4)?, word(5)?, word(6)?, word(7)?]), port),
+                _pad: 0,
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_is_listed_once_in_order() {
+        for (index, counter) in Counter::ALL.iter().enumerate() {
+            assert_eq!(*counter as usize, index);
+        }
+    }
+}

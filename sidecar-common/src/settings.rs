@@ -1,0 +1,148 @@
+//! What userspace tells the kernel half: workloads, their cgroups and listeners, exclusions, tunables.
+
+use crate::address::Ip;
+
+/// Workloads on one node at most.
+pub const MAX_WORKLOADS: u32 = 4096;
+/// Flows redirected at once at most; beyond it connections stay on TCP and are counted.
+pub const MAX_FLOWS: u32 = 65_536;
+
+/// A cgroup that belongs to a workload.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cgroup {
+    pub workload: u32,
+    /// One of the `ROLE_` constants.
+    pub role: u32,
+}
+
+pub const ROLE_APPLICATION: u32 = 1;
+pub const ROLE_PROXY: u32 = 2;
+
+/// One enrolled workload. A zeroed entry is a free one.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Workload {
+    /// The proxy's outbound listener on loopback, host order; 0: no steering.
+    pub outbound_port: u16,
+    /// One of the `CAPTURE_` constants.
+    pub capture: u16,
+    /// Flags, see the `WORKLOAD_` constants.
+    pub flags: u32,
+    /// Credit of one direction of one flow.
+    pub credit_bytes: u32,
+    /// Counts enrolments of this slot, so that leftovers of a former one are recognised.
+    pub generation: u32,
+    /// Cookie of the workload's network namespace.
+    pub netns: u64,
+    /// When `WORKLOAD_SPLICES` was set, in nanoseconds of the monotonic clock.
+    pub splices_since_ns: u64,
+}
+
+/// In use.
+pub const WORKLOAD_ENROLLED: u32 = 1;
+/// Redirect is allowed.
+pub const WORKLOAD_REDIRECT: u32 = 2;
+/// A process of the workload read a socket with `splice`: never redirect towards it.
+pub const WORKLOAD_SPLICES: u32 = 4;
+/// Without a proxy, refuse rather than bypass.
+pub const WORKLOAD_FAIL_CLOSED: u32 = 8;
+
+/// Inbound: every port on which the workload listens.
+pub const CAPTURE_WORKLOAD: u16 = 1;
+/// Inbound: ports with `PORT_CAPTURE` only.
+pub const CAPTURE_LISTED: u16 = 2;
+
+/// A port of a workload, as destination (outbound) or as its own (inbound).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PortKey {
+    pub workload: u32,
+    /// Host order.
+    pub port: u16,
+    /// `INBOUND` or `OUTBOUND`.
+    pub direction: u16,
+}
+
+pub const OUTBOUND: u16 = 1;
+pub const INBOUND: u16 = 2;
+
+/// Value of a port rule.
+pub const PORT_EXCLUDE: u32 = 1;
+pub const PORT_NO_REDIRECT: u32 = 2;
+pub const PORT_CAPTURE: u32 = 4;
+
+/// What a destination range is matched by, most significant first: prefix length = 32 + bits of the v6 form.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CidrTarget {
+    pub workload: u32,
+    pub ip: Ip,
+}
+
+pub const CIDR_EXCLUDE: u32 = 1;
+
+/// A port on which a socket listens in a network namespace, on behalf of a workload.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ListeningKey {
+    pub netns: u64,
+    pub workload: u32,
+    pub port: u32,
+}
+
+/// Offsets into the running kernel's structures, from its BTF; and switches fixed at load.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tunables {
+    /// `tcp_sock.copied_seq`
+    pub copied_seq: u32,
+    /// `tcp_sock.write_seq`
+    pub write_seq: u32,
+    /// `sock.sk_user_data`
+    pub sk_user_data: u32,
+    /// `sk_psock.ingress_msg`
+    pub ingress_msg: u32,
+    /// 1 when the start-up self-test passed (or is running).
+    pub redirect: u32,
+    /// 1: redirect on any map hit, without evidence. For tests that must catch it, never for use.
+    pub naive: u32,
+    /// Number of `splice(2)` on this architecture.
+    pub splice_number: u32,
+    /// Offset of a system call's first argument in `pt_regs`.
+    pub first_argument: u32,
+    /// `task_struct.files`
+    pub files: u32,
+    /// `files_struct.fdt`
+    pub fdt: u32,
+    /// `fdtable.fd`
+    pub fd: u32,
+    /// `file.f_inode`
+    pub inode: u32,
+    /// `inode.i_mode`
+    pub mode: u32,
+    pub _pad: u32,
+}
+
+const _: () = assert!(
+    size_of::<Workload>() == 32 && size_of::<CidrTarget>() == 20 && size_of::<PortKey>() == 8
+);
+const _: () = assert!(
+    size_of::<ListeningKey>() == 16 && size_of::<Tunables>() == 56 && size_of::<Cgroup>() == 8
+);
+
+#[cfg(feature = "user")]
+mod user {
+    // SAFETY: repr(C), no padding, any bytes are a value.
+    unsafe impl aya::Pod for super::Cgroup {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Workload {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::PortKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::CidrTarget {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::ListeningKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Tunables {}
+}

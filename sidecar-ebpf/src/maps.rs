@@ -1,0 +1,59 @@
+//! The maps, all shared by the sidecars of a node. Names as in `sidecar_common::names`.
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash, SockMap},
+    macros::btf_map,
+};
+use sidecar_common::{
+    flow::{Direction, FlowKey},
+    origin::{Pending, SocketState},
+    record::{Counters, Event, Profile},
+    settings::{Cgroup, CidrTarget, ListeningKey, MAX_FLOWS, MAX_WORKLOADS, PortKey, Workload},
+};
+
+use crate::context::SocketStorage;
+
+const FLOW_SLOTS: usize = MAX_FLOWS as usize;
+const WORKLOAD_SLOTS: usize = MAX_WORKLOADS as usize;
+
+/// Entries are allocated when used: most nodes use few.
+const NO_PREALLOC: usize = 1;
+
+#[btf_map]
+pub static WORKLOADS: Array<Workload, WORKLOAD_SLOTS> = Array::new();
+
+#[btf_map]
+pub static CGROUPS: HashMap<u64, Cgroup, { WORKLOAD_SLOTS * 4 }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub static PORTS: HashMap<PortKey, u32, 65_536, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub static CIDRS: LpmTrie<CidrTarget, u32, 65_536> = LpmTrie::new();
+
+#[btf_map]
+pub static LISTENING: HashMap<ListeningKey, u32, 65_536, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub static LISTENERS: SockMap<WORKLOAD_SLOTS> = SockMap::new();
+
+#[btf_map]
+pub static SOCKETS: SocketStorage<SocketState> = SocketStorage::new();
+
+#[btf_map]
+pub static PENDING: HashMap<FlowKey, Pending, FLOW_SLOTS, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub static FLOWS: SockHash<FlowKey, FLOW_SLOTS> = SockHash::new();
+
+#[btf_map]
+pub static DIRECTIONS: HashMap<FlowKey, Direction, FLOW_SLOTS, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub static PROFILES: HashMap<PortKey, Profile, 16_384, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub static COUNTERS: PerCpuArray<Counters, WORKLOAD_SLOTS> = PerCpuArray::new();
+
+#[btf_map]
+pub static EVENTS: RingBuf<Event, { 256 * 1024 }> = RingBuf::new();

@@ -1,0 +1,130 @@
+//! Step origin: the application sees the peer that it asked for, or that called it; any proxy learns the
+//! original destination as it would from the kernel's own NAT.
+
+use aya_ebpf::{
+    macros::{cgroup_sock_addr, cgroup_sockopt},
+    programs::{SockAddrContext, SockoptContext},
+};
+use sidecar_common::{
+    address::Address,
+    layout::{SOCKET_OPTION_CLAIM_PEER, SOCKET_OPTION_LEVEL},
+    origin::SocketState,
+};
+
+use crate::{
+    context::{SocketOption, UserAddress, address_from},
+    maps::SOCKETS,
+};
+
+const ALLOW: i32 = 1;
+const SOL_IP: i32 = 0;
+const SOL_IPV6: i32 = 41;
+/// `SO_ORIGINAL_DST` and `IP6T_SO_ORIGINAL_DST` are the same number.
+const SO_ORIGINAL_DST: i32 = 80;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+
+#[cgroup_sock_addr(getpeername4)]
+pub fn origin_peername4(ctx: SockAddrContext) -> i32 {
+    if let Some(peer) = shown_peer(&ctx)
+        && peer.ip.is_v4()
+    {
+        ctx.set_address4(peer);
+    }
+    ALLOW
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn origin_peername6(ctx: SockAddrContext) -> i32 {
+    if let Some(peer) = shown_peer(&ctx) {
+        ctx.set_address6(peer);
+    }
+    ALLOW
+}
+
+#[inline(always)]
+fn shown_peer(ctx: &SockAddrContext) -> Option<Address> {
+    let peer = SOCKETS.get(ctx.socket()?)?.shown_peer;
+    peer.is_some().then_some(peer)
+}
+
+#[cgroup_sockopt(getsockopt)]
+pub fn origin_getsockopt(ctx: SockoptContext) -> i32 {
+    let _ = try_getsockopt(&ctx);
+    ALLOW
+}
+
+/// Answers as `struct sockaddr_in` or `sockaddr_in6`.
+#[inline(always)]
+fn try_getsockopt(ctx: &SockoptContext) -> Option<()> {
+    let (level, name) = ctx.name();
+    if name != SO_ORIGINAL_DST || (level != SOL_IP && level != SOL_IPV6) {
+        return None;
+    }
+    let state = SOCKETS.get(ctx.socket()?)?;
+    if !state.is(SocketState::PROXY) {
+        return None;
+    }
+    // Handed over by sk_lookup: the socket's own address is what the client asked for.
+    let original = if state.original.is_some() {
+        state.original
+    } else {
+        state.flow.local
+    };
+    if !original.is_some() {
+        return None;
+    }
+    if level == SOL_IP {
+        if !original.ip.is_v4() {
+            return None;
+        }
+        let value = ctx.value::<16>()?;
+        *value = [0; 16];
+        put(value, 0, AF_INET.to_ne_bytes());
+        put(value, 2, original.port.to_be_bytes());
+        put(value, 4, original.ip.0[3].to_ne_bytes());
+        ctx.answered(16);
+    } else {
+        let value = ctx.value::<28>()?;
+        *value = [0; 28];
+        put(value, 0, AF_INET6.to_ne_bytes());
+        put(value, 2, original.port.to_be_bytes());
+        put(value, 8, original.ip.0[0].to_ne_bytes());
+        put(value, 12, original.ip.0[1].to_ne_bytes());
+        put(value, 16, original.ip.0[2].to_ne_bytes());
+        put(value, 20, original.ip.0[3].to_ne_bytes());
+        ctx.answered(28);
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn put<const N: usize, const M: usize>(value: &mut [u8; N], at: usize, bytes: [u8; M]) {
+    let mut i = 0;
+    while i < M && at + i < N {
+        value[at + i] = bytes[i];
+        i += 1;
+    }
+}
+
+#[cgroup_sockopt(setsockopt)]
+pub fn origin_setsockopt(ctx: SockoptContext) -> i32 {
+    let _ = try_setsockopt(&ctx);
+    ALLOW
+}
+
+/// The proxy says, before it connects to the application, which client the application shall see. Only sockets
+/// of a workload of the same enrolment will believe it.
+#[inline(always)]
+fn try_setsockopt(ctx: &SockoptContext) -> Option<()> {
+    if ctx.name() != (SOCKET_OPTION_LEVEL, SOCKET_OPTION_CLAIM_PEER) {
+        return None;
+    }
+    let state = SOCKETS.get(ctx.socket()?)?;
+    if !state.is(SocketState::PROXY) {
+        return None;
+    }
+    state.claimed_peer = address_from(ctx.value::<20>()?);
+    ctx.taken();
+    Some(())
+}

@@ -1,0 +1,102 @@
+//! Step relay: sockets whose both ends are on this node enter the SOCKHASH with their evidence, and leave it.
+
+use aya_ebpf::programs::SockOpsContext;
+use sidecar_common::{
+    flow::Direction,
+    origin::SocketState,
+    record::{Counter, EVENT_UNPAIRED, Profile},
+    settings::{OUTBOUND, PortKey},
+};
+
+use crate::{
+    context::{Operation, Socket, read, update},
+    maps::{DIRECTIONS, FLOWS, PROFILES},
+    record::{count, event},
+};
+
+const NOEXIST: u64 = 1;
+/// Profiles forget: beyond this many messages both counts are halved.
+const PROFILE_MEMORY: u64 = 1 << 20;
+
+/// Puts an established socket into `FLOWS`, its evidence into `DIRECTIONS`. Neither is ever overwritten: a key
+/// that is taken belongs to another live socket, and this one stays on TCP.
+#[inline(always)]
+pub fn insert(ctx: &SockOpsContext, socket: Socket, state: &mut SocketState) {
+    let done = try_insert(ctx, socket, state).is_some();
+    count(
+        state.workload,
+        if done {
+            Counter::Paired
+        } else {
+            Counter::Unpaired
+        },
+        1,
+    );
+    if !done {
+        event(EVENT_UNPAIRED, state.workload, 0, state.flow.remote);
+    }
+}
+
+#[inline(always)]
+fn try_insert(ctx: &SockOpsContext, socket: Socket, state: &mut SocketState) -> Option<()> {
+    let tcp = socket.tcp()?;
+    let direction = Direction {
+        receiver: state.cookie,
+        socket: tcp.to_word(),
+        workload: state.workload,
+        flags: if state.is(SocketState::PROXY) {
+            Direction::TO_PROXY
+        } else {
+            0
+        },
+        ..Direction::default()
+    };
+    DIRECTIONS.insert(&state.flow, &direction, NOEXIST).ok()?;
+    let mut key = state.flow;
+    if FLOWS.update(&mut key, ctx.raw(), NOEXIST).is_err() {
+        let _ = DIRECTIONS.remove(&state.flow);
+        return None;
+    }
+    state.flags |= SocketState::IN_MAP;
+    state.redirected = 0;
+    state.passed = 0;
+    Some(())
+}
+
+/// The socket is closed; the kernel removes it from `FLOWS` itself.
+#[inline(always)]
+pub fn remove(state: &SocketState) {
+    if DIRECTIONS
+        .get_ptr(&state.flow)
+        .is_some_and(|d| read(d).receiver == state.cookie)
+    {
+        let _ = DIRECTIONS.remove(&state.flow);
+    }
+    let key = PortKey {
+        workload: state.workload,
+        port: state.service_port,
+        direction: OUTBOUND,
+    };
+    let (redirected, passed) = (state.redirected as u64, state.passed as u64);
+    match PROFILES.get_ptr_mut(&key) {
+        Some(profile) => update(profile, |p: &mut Profile| {
+            p.redirected += redirected;
+            p.passed += passed;
+            if p.redirected + p.passed > PROFILE_MEMORY {
+                p.redirected /= 2;
+                p.passed /= 2;
+            }
+        }),
+        None => {
+            let _ = PROFILES.insert(
+                &key,
+                &Profile {
+                    redirected,
+                    passed,
+                    skipped: 0,
+                },
+                NOEXIST,
+            );
+        }
+    }
+}

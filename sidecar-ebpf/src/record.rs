@@ -1,0 +1,101 @@
+//! Step record: counters per workload, events, and who the current task belongs to.
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use sidecar_common::{
+    address::Address,
+    record::{COUNTERS as COUNTER_SLOTS, Counter, EVENT_SPLICE, Event},
+    settings::{Cgroup, WORKLOAD_SPLICES},
+};
+
+use crate::{
+    context::{
+        TUNABLES, ancestor_cgroup, current_pid, entry, first_argument, is_socket, now_ns, read,
+        update,
+    },
+    maps::{CGROUPS, COUNTERS, EVENTS, WORKLOADS},
+};
+
+/// Levels of the cgroup hierarchy that are searched; Kubernetes uses 3 to 5.
+const CGROUP_LEVELS: i32 = 12;
+
+/// How long after the first splice its events are sent.
+const CAUGHT_NS: u64 = 10_000_000_000;
+
+/// Adds `amount` to a counter of a workload.
+#[inline(always)]
+pub fn count(workload: u32, counter: Counter, amount: u64) {
+    let index = counter as usize;
+    if let Some(counters) = COUNTERS.get_ptr_mut(workload)
+        && index < COUNTER_SLOTS
+    {
+        update(counters, |c| {
+            c.counts[index] = c.counts[index].wrapping_add(amount)
+        });
+    }
+}
+
+/// Tells userspace; dropped when nobody reads fast enough. `fd`: for splice.
+#[inline(always)]
+pub fn event(kind: u32, workload: u32, fd: i32, address: Address) {
+    let event = Event {
+        kind,
+        workload,
+        pid: current_pid(),
+        fd,
+        address,
+        _pad: 0,
+    };
+    let _ = EVENTS.output(&event, 0);
+}
+
+/// The workload and the role of the current task: the deepest enrolled cgroup counts, so that a proxy inside
+/// its workload's cgroup is told apart.
+#[inline(always)]
+pub fn member_of_current() -> Option<Cgroup> {
+    let mut member = None;
+    let mut level = 1;
+    while level <= CGROUP_LEVELS {
+        let id = ancestor_cgroup(level);
+        if id == 0 {
+            break;
+        }
+        if let Some(cgroup) = CGROUPS.get_ptr(&id) {
+            member = Some(read(cgroup));
+        }
+        level += 1;
+    }
+    member
+}
+
+/// `splice(2)` reads a socket's TCP queue only and would never see redirected bytes: the workload that uses it
+/// gets none from then on.
+#[btf_tracepoint(function = "sys_enter")]
+pub fn record_splice(ctx: BtfTracePointContext) -> i32 {
+    let _ = try_splice(&ctx);
+    0
+}
+
+#[inline(always)]
+fn try_splice(ctx: &BtfTracePointContext) -> Option<()> {
+    if ctx.arg::<i64>(1) != TUNABLES.load().splice_number as i64 {
+        return None;
+    }
+    let member = member_of_current()?;
+    let fd = first_argument(ctx.arg::<*const u8>(0))? as u32;
+    if is_socket(fd) == Some(false) {
+        return None;
+    }
+    let workload = entry(WORKLOADS.get_ptr_mut(member.workload)?);
+    let now_ns = now_ns();
+    if workload.flags & WORKLOAD_SPLICES == 0 {
+        workload.splices_since_ns = now_ns;
+        workload.flags |= WORKLOAD_SPLICES;
+        count(member.workload, Counter::Splice, 1);
+    }
+    // Flows that hold redirected bytes already are the ones in trouble: userspace looks at each socket that is
+    // read so in the beginning.
+    if now_ns - workload.splices_since_ns < CAUGHT_NS {
+        event(EVENT_SPLICE, member.workload, fd as i32, Address::default());
+    }
+    Some(())
+}

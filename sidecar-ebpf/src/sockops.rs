@@ -1,0 +1,214 @@
+//! The life of a TCP socket as sock_ops sees it: what the connecting end leaves for the accepting end (step
+//! origin), which pairs are put into the SOCKHASH (step relay), and what is cleared when a socket closes.
+
+use aya_ebpf::{macros::sock_ops, programs::SockOpsContext};
+use sidecar_common::{
+    origin::{Pending, SocketState},
+    record::Counter,
+    settings::{INBOUND, ListeningKey, OUTBOUND, PORT_NO_REDIRECT, PortKey, WORKLOAD_REDIRECT},
+};
+use sidecar_ebpf::decide;
+
+use crate::{
+    accept::port_rule,
+    context::{Ends, Operation, TUNABLES, read, update},
+    maps::{LISTENING, PENDING, PROFILES, SOCKETS, WORKLOADS},
+    pair,
+    record::count,
+};
+
+const TCP_CONNECT: u32 = 3;
+const ACTIVE_ESTABLISHED: u32 = 4;
+const PASSIVE_ESTABLISHED: u32 = 5;
+const STATE: u32 = 10;
+const TCP_LISTEN: u32 = 11;
+
+const STATE_CB_FLAG: i32 = 4;
+const TCP_CLOSE: u32 = 7;
+const STATE_LISTEN: u32 = 10;
+
+const NOEXIST: u64 = 1;
+
+#[sock_ops]
+pub fn relay_sockops(ctx: SockOpsContext) -> u32 {
+    let _ = match ctx.op() {
+        TCP_CONNECT => connecting(&ctx),
+        ACTIVE_ESTABLISHED => connected(&ctx),
+        PASSIVE_ESTABLISHED => accepted(&ctx),
+        TCP_LISTEN => listening(&ctx),
+        STATE if ctx.arg(1) == TCP_CLOSE => closed(&ctx),
+        _ => None,
+    };
+    1
+}
+
+/// Before the SYN: leave a record for the other end. Earlier than `ACTIVE_ESTABLISHED`, because with Fast Open
+/// the other end is accepted first.
+#[inline(always)]
+fn connecting(ctx: &SockOpsContext) -> Option<()> {
+    let state = SOCKETS.get(ctx.socket()?)?;
+    if !state.is(SocketState::PROXY | SocketState::STEERED) {
+        return None;
+    }
+    state.flow = ctx.flow();
+    state.cookie = ctx.cookie();
+    state.service_port = if state.original.is_some() {
+        state.original.port
+    } else {
+        state.flow.remote.port
+    };
+    let local = state.flow.remote.ip.is_loopback() || state.flow.remote.ip == state.flow.local.ip;
+    let pays = !state.is(SocketState::MULTIPATH) && pays(state);
+    let pending = Pending {
+        owner: state.cookie,
+        original: state.original,
+        shown_peer: state.claimed_peer,
+        workload: state.workload,
+        flags: if local { Pending::LOCAL } else { 0 } | if pays { 0 } else { Pending::TCP_ONLY },
+    };
+    PENDING.insert(&state.flow.peer(), &pending, 0).ok()?;
+    state.flags |= SocketState::PENDING;
+    ctx.set_cb_flags(STATE_CB_FLAG).ok()
+}
+
+/// Whether this connection should be put into the SOCKHASH if both ends turn out to be here. Only connections
+/// between proxies are: an application in it would notice.
+#[inline(always)]
+fn pays(state: &SocketState) -> bool {
+    // Towards the application it says whom it speaks for.
+    let to_application = state.claimed_peer.is_some();
+    let allowed = state.is(SocketState::PROXY)
+        && !to_application
+        && TUNABLES.load().redirect != 0
+        && WORKLOADS
+            .get(state.workload)
+            .is_some_and(|w| w.flags & WORKLOAD_REDIRECT != 0)
+        && port_rule(state.workload, OUTBOUND, state.service_port) & PORT_NO_REDIRECT == 0;
+    if !allowed {
+        return false;
+    }
+    let key = PortKey {
+        workload: state.workload,
+        port: state.service_port,
+        direction: OUTBOUND,
+    };
+    let Some(profile) = PROFILES.get_ptr_mut(&key) else {
+        return true;
+    };
+    let pays = decide::pays(&read(profile));
+    if !pays {
+        count(state.workload, Counter::Unprofitable, 1);
+    }
+    update(profile, |p| p.skipped = p.skipped.wrapping_add(1));
+    pays
+}
+
+/// SYN-ACK arrived at the connecting end.
+#[inline(always)]
+fn connected(ctx: &SockOpsContext) -> Option<()> {
+    let socket = ctx.socket()?;
+    let state = SOCKETS.get(socket)?;
+    if !state.is(SocketState::PENDING) {
+        return None;
+    }
+    let key = state.flow.peer();
+    // Gone already if the other end was accepted first (Fast Open): then it stays on TCP.
+    let pending = read(PENDING.get_ptr(&key)?);
+    if pending.flags & Pending::LOCAL == 0 {
+        // Nobody here will fetch it.
+        state.flags &= !SocketState::PENDING;
+        let _ = PENDING.remove(&key);
+    } else if pending.flags & Pending::TCP_ONLY == 0 {
+        pair::insert(ctx, socket, state);
+    }
+    Some(())
+}
+
+/// The accepting end is established: fetch what the connecting end left.
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext) -> Option<()> {
+    let socket = ctx.socket()?;
+    let state = SOCKETS.get(socket)?;
+    // A copy of the listener's until now.
+    state.flow = ctx.flow();
+    state.cookie = ctx.cookie();
+    let pending = read(PENDING.get_ptr(&state.flow)?);
+    let _ = PENDING.remove(&state.flow);
+    if pending.workload == state.workload {
+        if state.is(SocketState::PROXY) {
+            state.original = pending.original;
+        } else {
+            state.shown_peer = pending.shown_peer;
+        }
+        count(state.workload, Counter::Origin, 1);
+    }
+    state.service_port = if pending.original.is_some() {
+        pending.original.port
+    } else {
+        state.flow.local.port
+    };
+    if state.is(SocketState::PROXY)
+        && pending.flags & Pending::TCP_ONLY == 0
+        && WORKLOADS
+            .get(state.workload)
+            .is_some_and(|w| w.flags & WORKLOAD_REDIRECT != 0)
+        && port_rule(state.workload, INBOUND, state.flow.local.port) & PORT_NO_REDIRECT == 0
+    {
+        pair::insert(ctx, socket, state);
+        ctx.set_cb_flags(STATE_CB_FLAG).ok()?;
+    }
+    Some(())
+}
+
+/// A socket of the application begins to listen: its port may be captured.
+#[inline(always)]
+fn listening(ctx: &SockOpsContext) -> Option<()> {
+    let state = SOCKETS.get(ctx.socket()?)?;
+    if state.is(SocketState::PROXY) {
+        return None;
+    }
+    let key = listening_key(ctx, state);
+    let one = 1;
+    if LISTENING.insert(&key, &one, NOEXIST).is_err() {
+        update(LISTENING.get_ptr_mut(&key)?, |sockets| *sockets += 1);
+    }
+    ctx.set_cb_flags(STATE_CB_FLAG).ok()
+}
+
+#[inline(always)]
+fn listening_key(ctx: &SockOpsContext, state: &SocketState) -> ListeningKey {
+    ListeningKey {
+        netns: ctx.netns_cookie(),
+        workload: state.workload,
+        port: ctx.local_port(),
+    }
+}
+
+#[inline(always)]
+fn closed(ctx: &SockOpsContext) -> Option<()> {
+    let state = SOCKETS.get(ctx.socket()?)?;
+    if ctx.arg(0) == STATE_LISTEN {
+        let key = listening_key(ctx, state);
+        let sockets = LISTENING.get_ptr_mut(&key)?;
+        if read(sockets) <= 1 {
+            let _ = LISTENING.remove(&key);
+        } else {
+            update(sockets, |sockets| *sockets -= 1);
+        }
+        return Some(());
+    }
+    if state.is(SocketState::PENDING) {
+        let key = state.flow.peer();
+        if PENDING
+            .get_ptr(&key)
+            .is_some_and(|p| read(p).owner == state.cookie)
+        {
+            let _ = PENDING.remove(&key);
+        }
+    }
+    if state.is(SocketState::IN_MAP) {
+        pair::remove(state);
+    }
+    state.flags &= SocketState::PROXY | SocketState::MULTIPATH | SocketState::STEERED;
+    Some(())
+}

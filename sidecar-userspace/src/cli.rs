@@ -1,0 +1,162 @@
+//! The command line: verbs change state, nouns only read.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
+
+use crate::kernel::pins::DEFAULT_DIRECTORY;
+
+/// An eBPF-accelerated sidecar: mTLS, policy, traffic management and telemetry beside an unmodified application,
+/// without iptables.
+#[derive(Debug, Parser)]
+#[command(name = "sidecar", version, after_help = AFTER_HELP, max_term_width = 110)]
+pub struct Cli {
+    /// What is logged to standard error: error, warn, info, debug, or a filter such as `sidecar=debug`.
+    #[arg(
+        long,
+        global = true,
+        env = "SIDECAR_LOG",
+        default_value = "info",
+        value_name = "FILTER"
+    )]
+    pub log: String,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done, 1 it failed, 2 usage or configuration; `run` exits with its command's code.
+
+Examples:
+  sidecar check                                what works on this machine, and what to do about the rest
+  sudo sidecar run -- ./app                    an application behind a sidecar, with the built-in settings
+  sudo sidecar run -c sidecar.yaml -- ./app
+  sudo sidecar run --cgroup /my.slice/app      a sidecar for processes that run already";
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run an application behind a sidecar on this machine (root).
+    Run(Run),
+    /// Run the proxy alone: whoever steers connections to it, it needs no privilege.
+    Proxy(Proxy),
+    /// Tell what works here and what does not: kernel, privileges, self-test, configuration.
+    Check(Check),
+    /// Show the workloads of this node, what is attached for them and what the kernel half counted (root).
+    Inspect(Inspect),
+    /// Remove what sidecars that were killed have left attached (root).
+    Detach(Detach),
+    /// Print the JSON Schema of the configuration file.
+    Schema,
+    /// Print shell completions.
+    Completions { shell: Shell },
+    /// Print the manual page.
+    Man,
+    /// Enter a cgroup, then become a command. `run` starts the application with it.
+    #[command(hide = true)]
+    Enter(Enter),
+}
+
+#[derive(Debug, Args)]
+pub struct Config {
+    /// Configuration file (YAML); without one the built-in settings apply.
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Pins {
+    /// Directory on bpffs for what the sidecars of this node share. Sidecars redirect to each other only if they
+    /// share it.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DIRECTORY, value_hint = ValueHint::DirPath)]
+    pub bpffs: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct Run {
+    #[command(flatten)]
+    pub config: Config,
+
+    #[command(flatten)]
+    pub pins: Pins,
+
+    /// An existing cgroup (v2) whose processes are the application; without it the sidecar makes one.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::DirPath)]
+    pub cgroup: Option<PathBuf>,
+
+    /// The application and its arguments; without it the sidecar runs until it is told to stop.
+    #[arg(trailing_var_arg = true, value_name = "CMD", value_hint = ValueHint::CommandWithArguments)]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub struct Proxy {
+    #[command(flatten)]
+    pub config: Config,
+}
+
+#[derive(Debug, Args)]
+pub struct Check {
+    #[command(flatten)]
+    pub config: Config,
+
+    #[command(flatten)]
+    pub pins: Pins,
+
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Inspect {
+    #[command(flatten)]
+    pub pins: Pins,
+
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Detach {
+    #[command(flatten)]
+    pub pins: Pins,
+
+    /// Workloads to detach; without a name, all whose sidecar is gone.
+    #[arg(value_name = "WORKLOAD")]
+    pub workloads: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Enter {
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: PathBuf,
+
+    #[arg(trailing_var_arg = true, required = true)]
+    pub command: Vec<OsString>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_two_dashes_is_the_command() {
+        let cli = Cli::try_parse_from(["sidecar", "run", "-c", "a.yaml", "--", "app", "-c", "x"])
+            .unwrap();
+        let Command::Run(run) = cli.command else {
+            panic!("not run")
+        };
+        assert_eq!(run.command, ["app", "-c", "x"]);
+        assert_eq!(run.config.config, Some("a.yaml".into()));
+    }
+}

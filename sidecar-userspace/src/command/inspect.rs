@@ -1,0 +1,122 @@
+//! `inspect`: the workloads of this node and what the kernel half counted for each.
+
+use std::{collections::BTreeMap, process::ExitCode};
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::require_root;
+use crate::{
+    cli::Inspect,
+    kernel::{pins::Pins, tables::Tables},
+    sys::cgroup::Cgroup,
+};
+
+#[derive(Serialize)]
+struct Workload {
+    workload: String,
+    slot: u32,
+    /// Directory of pins.
+    pins: String,
+    /// A living sidecar holds it.
+    sidecar: bool,
+    cgroups: Vec<String>,
+    outbound_port: u16,
+    redirect: bool,
+    credit_bytes: u32,
+    links: Vec<String>,
+    events: BTreeMap<&'static str, u64>,
+    bytes: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Serialize)]
+struct Node {
+    workloads: Vec<Workload>,
+    /// Entries of the shared maps, by pin directory and map.
+    entries: BTreeMap<String, BTreeMap<&'static str, usize>>,
+}
+
+pub fn run(args: Inspect) -> Result<ExitCode> {
+    require_root("inspect")?;
+    let mut node = Node {
+        workloads: Vec::new(),
+        entries: BTreeMap::new(),
+    };
+    for directory in Pins::versions(&args.pins.bpffs) {
+        let shared = Pins::lock(directory)?;
+        let tables = Tables::open(&shared.directory)?;
+        node.entries
+            .insert(shared.directory.display().to_string(), tables.entries()?);
+        for found in shared.workloads()? {
+            let settings = tables.workload(found.slot)?;
+            let counts = tables.counts(found.slot)?;
+            let part = |bytes: bool| {
+                let part = counts
+                    .iter()
+                    .filter(|(counter, n)| counter.is_bytes() == bytes && *n > 0);
+                part.map(|(counter, n)| (counter.name(), *n)).collect()
+            };
+            let cgroup = |id| {
+                Cgroup::with_id(id)
+                    .map_or(format!("gone ({id})"), |c| c.path().display().to_string())
+            };
+            let links = std::fs::read_dir(&found.directory)
+                .into_iter()
+                .flatten()
+                .flatten();
+            node.workloads.push(Workload {
+                workload: found.name,
+                slot: found.slot,
+                pins: found.directory.display().to_string(),
+                sidecar: found.alive,
+                cgroups: tables
+                    .cgroups_of(found.slot)
+                    .into_iter()
+                    .map(cgroup)
+                    .collect(),
+                outbound_port: settings.outbound_port,
+                redirect: settings.flags & sidecar_common::settings::WORKLOAD_REDIRECT != 0,
+                credit_bytes: settings.credit_bytes,
+                links: links
+                    .map(|link| link.file_name().to_string_lossy().into_owned())
+                    .collect(),
+                events: part(false),
+                bytes: part(true),
+            });
+        }
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&node)?);
+    } else {
+        print(&node);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(node: &Node) {
+    if node.workloads.is_empty() {
+        println!("no workload is enrolled on this node");
+    }
+    for workload in &node.workloads {
+        let state = if workload.sidecar {
+            "running"
+        } else {
+            "its sidecar is gone"
+        };
+        println!("{} (slot {}): {state}", workload.workload, workload.slot);
+        for cgroup in &workload.cgroups {
+            println!("    cgroup    {cgroup}");
+        }
+        let redirect = if workload.redirect { "on" } else { "off" };
+        println!(
+            "    outbound  port {}, redirect {redirect}",
+            workload.outbound_port
+        );
+        for (counter, n) in &workload.events {
+            println!("    {counter:<16} {n}");
+        }
+        for (path, n) in &workload.bytes {
+            println!("    bytes {path:<10} {n}");
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! The keys of the configuration file. Each is defined here and nowhere else: the JSON Schema and the
+//! reference page take their descriptions from the comments, their bounds from the types.
+//!
+//! Every key is optional unless its description says otherwise, and one that is left empty counts as absent.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::{
+    error::{ConfigError, Mark, nearest},
+    scalar::{Marked, Number, Setting, Size, Time},
+    value::{Bind, FilePath, Host, ListenPort, Name, PathText, PathType, Port, Weight},
+};
+use crate::model::{
+    AccessLogFormat, Cidr, EndpointAddress, FailRule, HostMatch, InboundCapture, Protocol,
+    UnknownDestination,
+};
+
+/// One millisecond to a day.
+pub type Timeout = Time<1, 86_400_000>;
+/// As [`Timeout`]; zero: none.
+pub type TimeoutOrNone = Time<0, 86_400_000>;
+
+/// Configuration of a sidecar. An empty file is a valid one.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct File {
+    /// Who the sidecar speaks for.
+    pub workload: Option<Workload>,
+    /// The workload's own connections.
+    pub outbound: Option<Outbound>,
+    /// Connections to the workload.
+    pub inbound: Option<Inbound>,
+    /// Names that stand for endpoints.
+    pub services: Option<Vec<Service>>,
+    /// Which service answers a request, by host and path; as Gateway API's HTTPRoute.
+    pub routes: Option<Vec<Route>>,
+    /// Moving messages past the TCP/IP stack between sockets of this node.
+    pub redirect: Option<Redirect>,
+    /// What happens to the workload's traffic while no sidecar runs: `closed` refuses it, `open` lets it
+    /// bypass the sidecar.
+    pub fail_rule: Option<Setting<FailRule>>,
+    /// Where the sidecar listens. Read at start only. Ports must differ; 0 takes a free one.
+    pub listeners: Option<Listeners>,
+    /// Bounds on what the sidecar takes on.
+    pub limits: Option<Limits>,
+    /// How long the sidecar waits.
+    pub timeouts: Option<Timeouts>,
+    /// One line for each request and each TCP connection.
+    pub access_log: Option<AccessLog>,
+    /// Threads that serve connections; 0: one for each CPU. Absent: two, or one where there is only one CPU.
+    /// Read at start only.
+    pub workers: Option<Setting<Number<usize, 0, 256>>>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Workload {
+    /// Its name in logs and metrics.
+    pub name: Option<Setting<Name>>,
+    /// Its namespace in logs and metrics.
+    pub namespace: Option<Setting<Name>>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Outbound {
+    /// What to do with a destination that no service claims: `passthrough` dials the address that the
+    /// application asked for, `refuse` resets the connection.
+    pub unknown: Option<Setting<UnknownDestination>>,
+    /// Destinations that are not steered to the sidecar.
+    pub exclude: Option<OutboundExclude>,
+    /// Protocols declared for destination ports, whatever the address. Others are declared by a service or
+    /// found out from the first bytes.
+    pub ports: Option<Vec<PortProtocol>>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct OutboundExclude {
+    /// Addresses and ranges of addresses.
+    pub cidrs: Option<Vec<Setting<Cidr>>>,
+    /// Destination ports.
+    pub ports: Option<Vec<Setting<Port>>>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct PortExclude {
+    /// Destination ports.
+    pub ports: Option<Vec<Setting<Port>>>,
+}
+
+/// A port and how its bytes are to be understood.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct PortProtocol {
+    /// Required.
+    pub port: Setting<Port>,
+    /// `auto` finds it out without stalling a protocol in which the server speaks first; `tcp` relays bytes;
+    /// `http` is HTTP/1.1, and HTTP/2 from clients that open with its preface; `http2` and `grpc` are HTTP/2
+    /// with prior knowledge.
+    pub protocol: Option<Setting<Protocol>>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Inbound {
+    /// Which ports are handed to the sidecar: `workload`, those that the workload listens on; `listed`, those
+    /// under `ports`; `none`.
+    pub capture: Option<Setting<InboundCapture>>,
+    /// Protocols declared for the workload's ports.
+    pub ports: Option<Vec<PortProtocol>>,
+    /// Ports that are not steered to the sidecar.
+    pub exclude: Option<PortExclude>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Service {
+    /// Required, and not that of another service.
+    pub name: Setting<Name>,
+    /// Hosts by which clients call it. Absent: its name. No host can belong to two services.
+    pub hosts: Option<Vec<Setting<Host>>>,
+    /// Virtual addresses: a connection to one of them on one of `ports` is for this service. Of overlapping
+    /// ranges the longest prefix wins. Connections to the endpoints' own addresses belong to it as well.
+    pub addresses: Option<Marked<Vec<Setting<Cidr>>>>,
+    /// Its ports and their protocols.
+    pub ports: Option<Vec<PortProtocol>>,
+    /// Who serves it.
+    pub endpoints: Option<Marked<Vec<Endpoint>>>,
+    /// Limits on waiting for it.
+    pub timeouts: Option<ServiceTimeouts>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Endpoint {
+    /// Required. Names are resolved when they are dialled.
+    pub address: Setting<EndpointAddress>,
+    /// Port to dial; absent: the one that the client asked for.
+    pub port: Option<Setting<Port>>,
+    /// Share of the traffic, relative to the service's other endpoints; 0 takes none, absent is 1.
+    pub weight: Option<Setting<Weight>>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ServiceTimeouts {
+    /// To establish a connection to one endpoint. Absent: the general `timeouts.connect`.
+    pub connect: Option<Setting<Timeout>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Route {
+    /// Required, and not that of another route.
+    pub name: Setting<Name>,
+    /// Hosts whose requests it takes; `*.` in front stands for one or more labels. Absent: every host. An exact
+    /// host comes before a wildcard, a longer wildcard before a shorter one.
+    pub hostnames: Option<Vec<Setting<HostMatch>>>,
+    /// Required, at least one.
+    pub rules: Marked<Vec<Rule>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Rule {
+    /// The rule holds where one of them does. Absent: every path. An exact path comes before a prefix, a longer
+    /// prefix before a shorter one.
+    pub matches: Option<Marked<Vec<Match>>>,
+    /// Required, at least one: the services that answer.
+    pub backend_refs: Marked<Vec<BackendRef>>,
+    /// Limits on waiting for them.
+    pub timeouts: Option<RuleTimeouts>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Match {
+    /// Absent: every path.
+    pub path: Option<PathMatch>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct PathMatch {
+    /// `PathPrefix`, which compares whole segments, or `Exact`. Absent: `PathPrefix`.
+    #[serde(rename = "type")]
+    pub kind: Option<Setting<PathType>>,
+    /// Absent: `/`.
+    pub value: Option<Setting<PathText>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct BackendRef {
+    /// Required: the name of a service.
+    pub name: Setting<Name>,
+    /// One of the service's ports; absent: the one that the client asked for.
+    pub port: Option<Setting<Port>>,
+    /// Share of the requests, relative to the rule's other backends; 0 takes none, absent is 1.
+    pub weight: Option<Setting<Weight>>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct RuleTimeouts {
+    /// For the whole request, from its head to the end of the response. Absent or 0s: no limit.
+    pub request: Option<Setting<TimeoutOrNone>>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Redirect {
+    /// Whether it is used where the kernel can do it safely.
+    pub enabled: Option<Setting<bool>>,
+    /// Bytes that may be redirected in one direction of one flow and not yet be read. More memory for longer
+    /// bursts past the stack; beyond it messages take TCP.
+    pub credit: Option<Setting<Size<u32, 1, 0x4000_0000>>>,
+    /// Flows that stay on TCP.
+    pub exclude: Option<PortExclude>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Listeners {
+    /// The application's steered connections, and the explicit proxy; loopback only.
+    pub outbound: Option<Setting<ListenPort>>,
+    /// Steered connections from elsewhere.
+    pub inbound: Option<Setting<ListenPort>>,
+    /// Administration; loopback only.
+    pub admin: Option<Setting<ListenPort>>,
+    /// `/stats/prometheus`. A bare port is one of 127.0.0.1.
+    pub metrics: Option<Setting<Bind>>,
+    /// `/healthz/ready`. A bare port is one of 127.0.0.1.
+    pub health: Option<Setting<Bind>>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Limits {
+    /// Connections served at once; more are reset, with a reason in the log.
+    pub connections: Option<Setting<Number<usize, 1, 10_000_000>>>,
+    /// Bytes of the head of a request or response.
+    pub header_bytes: Option<Setting<Size<usize, 8192, 0x100_0000>>>,
+    /// Header fields of a request or response.
+    pub headers: Option<Setting<Number<usize, 1, 10_000>>>,
+    /// Bytes that one relay buffer may grow to.
+    pub buffer_bytes: Option<Setting<Size<usize, 1024, 0x100_0000>>>,
+    /// Idle connections that one worker keeps to one endpoint.
+    pub idle_connections_per_endpoint: Option<Setting<Number<usize, 0, 100_000>>>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Timeouts {
+    /// To establish a connection.
+    pub connect: Option<Setting<Timeout>>,
+    /// A TCP connection on which no byte moves in either direction is ended after this; 0s: never.
+    pub idle: Option<Setting<TimeoutOrNone>>,
+    /// From the first byte of a request to the end of its head.
+    pub request_head: Option<Setting<Timeout>>,
+    /// An HTTP connection without a request is closed after this.
+    pub http_idle: Option<Setting<Timeout>>,
+    /// An idle connection's first keepalive probe is sent after this.
+    pub keepalive: Option<Setting<Time<1_000, 32_767_000>>>,
+    /// Data that the peer has not acknowledged after this ends the connection (`TCP_USER_TIMEOUT`).
+    pub user: Option<Setting<Timeout>>,
+    /// How long connections may go on after SIGTERM.
+    pub drain: Option<Setting<Time<1, 3_600_000>>>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct AccessLog {
+    /// `json`: one object a line; `text`: one line for people; `none`.
+    pub format: Option<Setting<AccessLogFormat>>,
+    /// A file that is appended to, or a device such as `/dev/stdout`.
+    pub path: Option<Setting<FilePath>>,
+}
+
+/// Reads the shape of `text`: YAML, known keys, lists and mappings where they belong. The values may still be
+/// wrong.
+pub(super) fn parse(text: &str) -> Result<File, ConfigError> {
+    let options = serde_saphyr::options! {
+        // A file in the shape of this one is 7 levels deep; aliases and merges may repeat parts of it, not
+        // multiply it.
+        budget: serde_saphyr::budget! {
+            max_depth: 32, max_documents: 2, max_events: 4_000_000, max_nodes: 2_000_000,
+            max_aliases: 1_000, max_merge_keys: 1_000
+        },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 100_000 },
+        reject_unsupported_tags: true,
+        reject_tagged_field_names: true,
+        with_snippet: false
+    };
+    serde_saphyr::from_str_with_options::<Option<File>>(text, options)
+        .map(Option::unwrap_or_default)
+        .map_err(|error| explain(text, &error))
+}
+
+/// The parser's error in the words of this configuration.
+fn explain(text: &str, error: &serde_saphyr::Error) -> ConfigError {
+    use serde_saphyr::{Error, MessageFormatter, UserMessageFormatter};
+
+    let mark = error.location().map(|location| Mark {
+        line: location.line(),
+        column: location.column(),
+    });
+    let source = mark.and_then(|mark| source_at(text, mark));
+    let expected = |what: String| match (mark, source) {
+        (Some(mark), Some(source)) => ConfigError::expected(mark, what, source),
+        _ => ConfigError::other(mark, format!("expected {what}")),
+    };
+    match error.without_snippet() {
+        Error::SerdeUnknownField {
+            field, expected, ..
+        } => {
+            let hint = nearest(field, expected.iter().copied());
+            let hint = hint.map_or(String::new(), |hint| format!(" (perhaps {hint})"));
+            let keys = format!("one of the keys {}{hint}", expected.join(", "));
+            match mark {
+                Some(mark) => ConfigError::expected(mark, keys, field),
+                None => ConfigError::other(mark, format!("expected {keys}; found {field:?}")),
+            }
+        }
+        Error::SerdeMissingField { field, .. } => {
+            ConfigError::other(mark, format!("expected the key {field}, which is missing"))
+        }
+        Error::NullIntoString { .. } => expected("a value".to_owned()),
+        Error::Unexpected { expected: what, .. } => expected(in_words(what).to_owned()),
+        other => {
+            let message = UserMessageFormatter.format_message(other);
+            let printable = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+            ConfigError::other(mark, message.chars().map(printable).collect::<String>())
+        }
+    }
+}
+
+/// The parser's names for the shapes of values.
+fn in_words(shape: &str) -> &str {
+    match shape {
+        "mapping start" => "keys with values, as in { key: value }",
+        "sequence start" => "a list, as in [a, b]",
+        "string scalar" => "a single value",
+        other => other,
+    }
+}
+
+/// What stands at `mark`: a list or mapping to the end of its line, else one value.
+fn source_at(text: &str, mark: Mark) -> Option<&str> {
+    let line = usize::try_from(mark.line.checked_sub(1)?).ok()?;
+    let column = usize::try_from(mark.column.checked_sub(1)?).ok()?;
+    let line = text.lines().nth(line)?;
+    let (start, _) = line.char_indices().nth(column)?;
+    let rest = line.get(start..)?.trim_end();
+    let end_of_value = |c: char| matches!(c, ',' | ']' | '}') && !rest.starts_with(['[', '{']);
+    rest.split(end_of_value).next().map(str::trim_end)
+}

@@ -1,0 +1,70 @@
+//! The configuration file: read, checked as a whole, compiled to the model, watched.
+//!
+//! # Layout
+//!
+//! - `file`, the keys, one definition each; `scalar` and `value`, how a single value is written
+//! - `validate`, what must hold between values, and the way into the model
+//! - [`schema`] and [`mod@reference`], the JSON Schema and the reference page, generated from `file`
+//! - [`watch`], the snapshot in force, and its replacement while the sidecar runs
+
+mod error;
+mod file;
+pub mod reference;
+mod scalar;
+pub mod schema;
+mod validate;
+mod value;
+pub mod watch;
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
+
+pub use error::{ConfigError, ConfigErrors};
+pub use watch::{FileWatcher, ReloadStatus, SnapshotHandle};
+
+use crate::model::Snapshot;
+
+/// Bytes of a configuration file at most; a Kubernetes ConfigMap holds 1 MiB.
+const FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// Reads and compiles the file at `path`.
+///
+/// # Errors
+///
+/// The file cannot be read, or every mistake in it.
+pub fn load(path: &Path) -> Result<Snapshot, ConfigErrors> {
+    match read(path) {
+        Ok(text) => parse(&path.display().to_string(), &text),
+        Err(error) => Err(ConfigErrors::unreadable(path, &error)),
+    }
+}
+
+/// Compiles `text`, YAML, calling it `name` in errors. An empty text gives the built-in settings.
+///
+/// # Errors
+///
+/// A mistake in the YAML or in its shape, by itself; else every mistake in what it says.
+pub fn parse(name: &str, text: &str) -> Result<Snapshot, ConfigErrors> {
+    file::parse(text)
+        .map_err(|error| vec![error])
+        .and_then(validate::compile)
+        .map_err(|errors| ConfigErrors::new(name, errors))
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let mut file = File::open(path)?.take(FILE_BYTES_MAX + 1);
+    file.read_to_string(&mut text)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(io::Error::other(format!(
+            "the file has more than {FILE_BYTES_MAX} bytes"
+        )));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests;

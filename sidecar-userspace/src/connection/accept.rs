@@ -1,0 +1,158 @@
+//! Accept: take connections from a listener, shed those that are too many, survive errors.
+
+use std::{
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use rustix::io::Errno;
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{
+    Direction, Reason, Worker, origin,
+    stream::{self, Unserved},
+};
+use crate::model::Snapshot;
+
+/// Pause after the first error that will not go away at once; doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A connection that was accepted and has its place.
+#[derive(Debug)]
+pub struct Accepted {
+    pub client: Unserved,
+    pub direction: Direction,
+    pub peer: SocketAddr,
+    /// The configuration in force now.
+    pub snapshot: Arc<Snapshot>,
+    /// Frees the place when dropped.
+    pub place: Place,
+}
+
+/// Connections that the process may serve at once. Shared by the workers.
+#[derive(Debug, Clone)]
+pub struct Places {
+    taken: Arc<AtomicUsize>,
+    /// What the descriptors suffice for.
+    by_descriptors: usize,
+}
+
+/// One served connection.
+#[derive(Debug)]
+pub struct Place(Arc<AtomicUsize>);
+
+/// Serves a listener until its future is dropped: `serve` gets each connection that has a place.
+pub async fn accept(
+    listener: TcpListener,
+    direction: Direction,
+    worker: Rc<Worker>,
+    serve: impl Fn(Accepted),
+) -> std::convert::Infallible {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match listener.accept().await {
+            Ok((tcp, peer)) => {
+                pause = FIRST_PAUSE;
+                let peer = origin::canonical(peer);
+                let snapshot = worker.snapshot.load();
+                match worker.places.take(snapshot.limits.connections) {
+                    Ok(place) => serve(Accepted {
+                        client: Unserved::new(tcp),
+                        direction,
+                        peer,
+                        snapshot,
+                        place,
+                    }),
+                    Err(reason) => shed(&worker, direction, tcp, peer, reason),
+                }
+            }
+            Err(error) => {
+                let (name, lasting) = classify(&error);
+                worker.recorder.accept_failed(direction, name);
+                if lasting {
+                    tracing::warn!(direction = direction.name(), %error, ?pause, "cannot accept connections");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+}
+
+/// Refuses a connection at once, so that its client can go elsewhere instead of waiting.
+fn shed(worker: &Worker, direction: Direction, tcp: TcpStream, peer: SocketAddr, reason: Reason) {
+    worker.recorder.connection(direction, peer).end(reason);
+    stream::reset(tcp);
+}
+
+/// A name for the metric, and whether the same error is to be expected from the next call.
+fn classify(error: &io::Error) -> (&'static str, bool) {
+    match Errno::from_io_error(error) {
+        Some(Errno::MFILE) => ("emfile", true),
+        Some(Errno::NFILE) => ("enfile", true),
+        Some(Errno::NOBUFS) => ("enobufs", true),
+        Some(Errno::NOMEM) => ("enomem", true),
+        // The errors of the one connection, see accept(2): the next one may be fine.
+        Some(Errno::CONNABORTED) => ("econnaborted", false),
+        Some(
+            Errno::CONNRESET | Errno::PROTO | Errno::INTR | Errno::NETDOWN | Errno::HOSTUNREACH,
+        ) => ("connection", false),
+        // Unknown: better slow than spinning.
+        _ => ("other", true),
+    }
+}
+
+impl Places {
+    /// `descriptors`: how many the process may have open, now and in addition to what is open already. A
+    /// connection needs two.
+    pub fn new(descriptors: usize) -> Self {
+        Self {
+            taken: Arc::default(),
+            by_descriptors: descriptors / 2,
+        }
+    }
+
+    pub fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// A place, unless `limit` are taken or the descriptors run out.
+    pub(super) fn take(&self, limit: usize) -> Result<Place, Reason> {
+        let before = self.taken.fetch_add(1, Ordering::Relaxed);
+        let place = Place(self.taken.clone());
+        match before {
+            _ if before >= limit => Err(Reason::ConnectionLimit),
+            _ if before >= self.by_descriptors => Err(Reason::DescriptorLimit),
+            _ => Ok(place),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_limited_and_come_back() {
+        let places = Places::new(7);
+        let held: Vec<_> = (0..3).map(|_| places.take(10).unwrap()).collect();
+        assert_eq!(places.take(10).unwrap_err(), Reason::DescriptorLimit);
+        assert_eq!(places.take(3).unwrap_err(), Reason::ConnectionLimit);
+        drop(held);
+        assert_eq!(places.taken(), 0);
+        assert!(places.take(1).is_ok());
+    }
+}

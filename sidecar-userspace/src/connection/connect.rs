@@ -1,0 +1,195 @@
+//! Connect: dial the destination, within the connect timeout whatever happens.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpSocket, TcpStream};
+
+use super::{
+    ConnectionContext, Direction, Reason, Stream,
+    balance::{self, Load},
+    route::Target,
+};
+use crate::{model::Timeouts, sys::sockopt};
+
+/// A connection to the destination.
+#[derive(Debug)]
+pub struct Upstream {
+    pub stream: Stream,
+    pub address: SocketAddr,
+    /// Counts as open work on the address while it is kept.
+    pub load: Load,
+}
+
+/// Why no connection came about.
+#[derive(Debug)]
+pub struct ConnectError {
+    pub reason: Reason,
+    /// The address that failed last.
+    pub address: Option<SocketAddr>,
+    /// The operating system's or resolver's words.
+    pub detail: Option<String>,
+}
+
+/// Dials the target's candidates one after the other until one answers. The connect timeout (the service's, or
+/// the configuration's) bounds all attempts together; each gets a fair share of what is left.
+pub async fn connect(
+    context: &ConnectionContext,
+    target: &Target,
+) -> Result<Upstream, ConnectError> {
+    let timeout = timeout(context, target);
+    let deadline = Instant::now() + timeout;
+    let mut last = ConnectError {
+        reason: Reason::ConnectTimeout,
+        address: None,
+        detail: None,
+    };
+    let attempts = async {
+        let mut candidates = balance::candidates(&context.worker, target);
+        let mut endpoints_left = target
+            .service
+            .as_ref()
+            .map_or(1, |service| service.endpoints.len().max(1));
+        loop {
+            let candidate = match candidates.next().await {
+                Ok(Some(candidate)) => candidate,
+                Ok(None) => return None,
+                Err(reason) => {
+                    last = ConnectError {
+                        reason,
+                        address: None,
+                        detail: candidates.resolve_error.take(),
+                    };
+                    return None;
+                }
+            };
+            let share = share(
+                deadline.saturating_duration_since(Instant::now()),
+                endpoints_left,
+            );
+            endpoints_left = endpoints_left.saturating_sub(1).max(1);
+            match dial(context, candidate.address, share).await {
+                Ok(tcp) => {
+                    candidate.load.succeeded();
+                    let stream = Stream::new(tcp);
+                    return Some(Upstream {
+                        stream,
+                        address: candidate.address,
+                        load: candidate.load,
+                    });
+                }
+                Err(error) => {
+                    candidate.load.failed();
+                    last = error;
+                }
+            }
+        }
+    };
+    match tokio::time::timeout(timeout, attempts).await {
+        Ok(Some(upstream)) => Ok(upstream),
+        Ok(None) | Err(_) => Err(last),
+    }
+}
+
+/// The time in which a connection for `target` must come about.
+pub fn timeout(context: &ConnectionContext, target: &Target) -> Duration {
+    target
+        .service
+        .as_ref()
+        .map_or(context.snapshot.timeouts.connect, |service| {
+            service.connect_timeout
+        })
+}
+
+/// One attempt at one address.
+pub async fn dial(
+    context: &ConnectionContext,
+    address: SocketAddr,
+    timeout: Duration,
+) -> Result<TcpStream, ConnectError> {
+    let result = match tokio::time::timeout(timeout, dial_unbounded(context, address)).await {
+        Ok(result) => result,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    };
+    let outcome = result.as_ref().err().map(Reason::of_connect_error);
+    context.recorder.dialled(outcome);
+    result.map_err(|error| ConnectError {
+        reason: Reason::of_connect_error(&error),
+        address: Some(address),
+        detail: Some(error.to_string()),
+    })
+}
+
+async fn dial_unbounded(context: &ConnectionContext, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    }?;
+    set_options(SockRef::from(&socket), &context.snapshot.timeouts)?;
+    if context.direction == Direction::Inbound {
+        // The application shall see the real client. Without a kernel half it sees the proxy.
+        let _ = sockopt::claim_peer(&socket, context.peer);
+    }
+    socket.connect(address).await
+}
+
+/// No delay for small messages; peers that vanish are noticed.
+pub(super) fn set_options(socket: SockRef<'_>, timeouts: &Timeouts) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    if !timeouts.keepalive.is_zero() {
+        // Probes follow each other quickly, so that a dead peer is found soon after the first one.
+        let interval =
+            (timeouts.keepalive / 4).clamp(Duration::from_secs(1), Duration::from_secs(15));
+        let keepalive =
+            TcpKeepalive::new().with_time(timeouts.keepalive.max(Duration::from_secs(1)));
+        socket.set_tcp_keepalive(&keepalive.with_interval(interval).with_retries(4))?;
+    }
+    if !timeouts.user.is_zero() {
+        socket.set_tcp_user_timeout(Some(timeouts.user))?;
+    }
+    Ok(())
+}
+
+/// With several endpoints to try, a silent one may not use up the time of all: a third of what is left at
+/// least, so that a single slow answer among many endpoints still has a chance.
+pub fn share(left: Duration, endpoints_left: usize) -> Duration {
+    left / u32::try_from(endpoints_left.clamp(1, 3)).unwrap_or(1)
+}
+
+impl From<Reason> for ConnectError {
+    fn from(reason: Reason) -> Self {
+        Self {
+            reason,
+            address: None,
+            detail: None,
+        }
+    }
+}
+
+impl ConnectError {
+    /// A failure of the client's socket.
+    pub fn client(error: &io::Error) -> Self {
+        Self {
+            detail: Some(error.to_string()),
+            ..Reason::ClientReset.into()
+        }
+    }
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.reason)?;
+        if let Some(address) = self.address {
+            write!(f, " ({address})")?;
+        }
+        match &self.detail {
+            Some(detail) => write!(f, ": {detail}"),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Detect: HTTP or opaque bytes, without keeping anyone waiting who speaks first.
+//!
+//! Dialling and listening to the client start at once. The client's first bytes decide, or the destination's if
+//! they come first: then the protocol is not HTTP. What was found is remembered per destination, so that a
+//! known one costs nothing: for HTTP the dial waits a moment for the request (which may go elsewhere, or find a
+//! pooled connection), for a server that speaks first there is nothing to wait for.
+
+mod learned;
+mod race;
+mod sniff;
+
+use bytes::Bytes;
+
+pub use self::learned::{Known, Learned};
+use self::race::{Found, race};
+use super::{
+    ConnectionContext,
+    connect::{self, ConnectError, Upstream},
+    route::Target,
+    stream::Unserved,
+};
+
+/// What the connection turned out to be. `prefix` is what the client has said so far.
+#[derive(Debug)]
+pub enum Detected {
+    /// Opaque bytes, and the destination that they go to.
+    Tcp { prefix: Bytes, upstream: Upstream },
+    /// HTTP; the destination if it was reached meanwhile.
+    Http {
+        prefix: Bytes,
+        upstream: Option<Upstream>,
+    },
+}
+
+/// Finds out what the client speaks. Errors are those of dialling, or [`super::Reason::ClientReset`].
+pub async fn detect(
+    client: &Unserved,
+    target: &Target,
+    context: &ConnectionContext,
+) -> Result<Detected, ConnectError> {
+    let client = client.tcp().map_err(|error| ConnectError::client(&error))?;
+    let (worker, direction) = (&context.worker, context.direction);
+    let known = context
+        .original
+        .and_then(|original| worker.learned.get(direction, original));
+    if known == Some(Known::ServerFirst) {
+        worker.recorder.detected(direction, "known_server_first");
+        let upstream = connect::connect(context, target).await?;
+        return Ok(Detected::Tcp {
+            prefix: Bytes::new(),
+            upstream,
+        });
+    }
+    let wait = known == Some(Known::Http);
+    let dial = connect::connect(context, target);
+    let (found, detected) = race(client, wait, dial, &worker.buffers).await?;
+    worker.recorder.detected(direction, found.name());
+    let learned = match found {
+        Found::Http => Some(Known::Http),
+        Found::ServerFirst => Some(Known::ServerFirst),
+        Found::ClientFirst | Found::Incomplete => None,
+        // Says nothing about the next connection.
+        Found::Ended => known,
+    };
+    if let Some(original) = context.original
+        && learned != known
+    {
+        worker.learned.put(direction, original, learned);
+    }
+    Ok(detected)
+}

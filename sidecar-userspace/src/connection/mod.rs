@@ -1,0 +1,165 @@
+//! One connection, from accept to its record: accept, origin, authorise, route, balance, connect, relay, record.
+
+pub mod accept;
+pub mod authorise;
+pub mod balance;
+pub mod buffers;
+pub mod connect;
+pub mod detect;
+pub mod listen;
+pub mod origin;
+pub mod outcome;
+pub mod record;
+pub mod relay;
+pub mod resolve;
+pub mod route;
+pub mod stream;
+mod worker;
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
+
+use bytes::Bytes;
+pub use outcome::{Ended, Outcome, Reason};
+pub use record::{ConnectionRecord, Recorder, RequestRecord};
+pub use stream::Stream;
+pub use worker::Worker;
+
+use self::{
+    accept::Accepted,
+    connect::{ConnectError, Upstream},
+    detect::Detected,
+    route::Target,
+    stream::Unserved,
+};
+use crate::{
+    http,
+    lifecycle::drain::{DrainSignal, Guard},
+    model::{Protocol, Snapshot},
+};
+
+/// Which way a connection goes, seen from the workload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Direction {
+    /// To the workload.
+    Inbound,
+    /// From the workload.
+    Outbound,
+}
+
+/// What every step after accept may know of its connection. Lives as long as the connection, on its worker.
+#[derive(Debug)]
+pub struct ConnectionContext {
+    /// The configuration in force when the connection was accepted; kept to its end.
+    pub snapshot: Arc<Snapshot>,
+    pub direction: Direction,
+    /// The client: for inbound connections the real one.
+    pub peer: SocketAddr,
+    /// The address that the client asked for; `None` if it dialled the outbound listener itself, which makes
+    /// it a client of the explicit HTTP proxy. v4-mapped addresses are given as IPv4.
+    pub original: Option<SocketAddr>,
+    pub recorder: Recorder,
+    pub drain: DrainSignal,
+    /// State shared by the connections of one worker.
+    pub worker: Rc<Worker>,
+    /// Keeps a drain waiting for this connection.
+    pub guard: Guard,
+}
+
+/// Serves one accepted connection and records how it ended. Dropped in between, it resets what is open, and
+/// records that.
+pub async fn serve(accepted: Accepted, worker: Rc<Worker>) {
+    let mut record = worker
+        .recorder
+        .connection(accepted.direction, accepted.peer);
+    match steps(accepted, &worker, &mut record).await {
+        Ok(ended) => record.ended(ended),
+        Err(failure) => record.failed(failure),
+    }
+}
+
+/// The steps between accept and record. An error resets the client.
+async fn steps(
+    accepted: Accepted,
+    worker: &Rc<Worker>,
+    record: &mut ConnectionRecord,
+) -> Result<Ended, ConnectError> {
+    let context = origin::origin(&accepted, worker)?;
+    record.destination = context.original;
+    let Accepted {
+        client,
+        place: _place,
+        ..
+    } = accepted;
+    authorise::authorise(&context)?;
+    let Some(target) = route::route(&context) else {
+        // The explicit proxy: its requests name where they go.
+        return http(client, Bytes::new(), None, None, context, record).await;
+    };
+    record.service = target.service.as_ref().map(|service| service.name.clone());
+    // The larger futures are boxed, so that a connection in its relay, where it spends its life, is small.
+    let (prefix, upstream) = match target.protocol {
+        // Balance and connect, while the client is heard.
+        Protocol::Auto => match Box::pin(detect::detect(&client, &target, &context)).await? {
+            Detected::Tcp { prefix, upstream } => (prefix, upstream),
+            Detected::Http { prefix, upstream } => {
+                return http(client, prefix, upstream, Some(target), context, record).await;
+            }
+        },
+        Protocol::Tcp => (
+            Bytes::new(),
+            Box::pin(connect::connect(&context, &target)).await?,
+        ),
+        Protocol::Http | Protocol::Http2 => {
+            return http(client, Bytes::new(), None, Some(target), context, record).await;
+        }
+    };
+    record.upstream = Some(upstream.address);
+    let client = client
+        .serve(prefix)
+        .map_err(|error| ConnectError::client(&error))?;
+    let settings = relay::Settings::of(&context.snapshot);
+    Ok(relay::relay(client, upstream.stream, &worker.buffers, settings).await)
+}
+
+/// Route, balance, connect, relay and record, each request for itself.
+async fn http(
+    client: Unserved,
+    prefix: Bytes,
+    upstream: Option<Upstream>,
+    target: Option<Target>,
+    context: ConnectionContext,
+    record: &mut ConnectionRecord,
+) -> Result<Ended, ConnectError> {
+    record.protocol = "http";
+    let client = client
+        .serve(prefix)
+        .map_err(|error| ConnectError::client(&error))?;
+    Ok(Box::pin(http::serve(client, upstream, target, Rc::new(context))).await)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_is_small() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = tokio::net::TcpStream::connect(listener.local_addr().unwrap());
+        let client = Unserved::new(client.await.unwrap());
+        let worker = Rc::new(Worker::for_tests());
+        let place = worker.places.take(1).unwrap();
+        let accepted = Accepted {
+            client,
+            direction: Direction::Outbound,
+            peer: listener.local_addr().unwrap(),
+            snapshot: worker.snapshot.load(),
+            place,
+        };
+        let future = serve(accepted, worker);
+        assert!(
+            size_of_val(&future) < 2048,
+            "{} bytes",
+            size_of_val(&future)
+        );
+    }
+}

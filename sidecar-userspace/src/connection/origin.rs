@@ -1,0 +1,172 @@
+//! Origin: which address did the client ask for.
+
+use std::{fmt::Debug, io, net::SocketAddr, rc::Rc};
+
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use super::{
+    ConnectionContext, Direction, Reason, Worker, accept::Accepted, connect::ConnectError,
+};
+
+/// Where original destinations come from. The kernel in production; tests that have no kernel half give
+/// their own.
+pub trait OriginSource: Debug + Send + Sync {
+    /// The original destination of an accepted connection, `None` if the client dialled the listener itself.
+    /// Errors are the operating system's.
+    fn original(
+        &self,
+        direction: Direction,
+        accepted: &TcpStream,
+    ) -> io::Result<Option<SocketAddr>>;
+}
+
+/// Asks the socket: `SO_ORIGINAL_DST` for outbound connections, which the kernel half (or conntrack) answers,
+/// and the local address for inbound ones, which steering leaves as it was.
+#[derive(Debug, Default)]
+pub struct KernelOrigin;
+
+impl OriginSource for KernelOrigin {
+    fn original(
+        &self,
+        direction: Direction,
+        accepted: &TcpStream,
+    ) -> io::Result<Option<SocketAddr>> {
+        let local = canonical(accepted.local_addr()?);
+        if direction == Direction::Inbound {
+            return Ok(Some(local));
+        }
+        let socket = SockRef::from(accepted);
+        let answer = if local.is_ipv4() {
+            // A v4-mapped destination arrives at the IPv4 listener.
+            answered(socket.original_dst_v4())?
+        } else {
+            answered(socket.original_dst_v6())?
+        };
+        // conntrack answers for connections that nobody steered too, with the listener's own address.
+        Ok(answer.map(canonical).filter(|original| *original != local))
+    }
+}
+
+/// The proxy's own listening ports, to notice connections that would come back to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OwnPorts {
+    pub outbound: u16,
+    pub inbound: u16,
+}
+
+/// Begins a connection's context with the checked original destination; `None` in it is a client of the explicit
+/// proxy. Errors with [`Reason::OriginUnknown`] and the system's words, or with [`Reason::LoopDetected`].
+pub fn origin(accepted: &Accepted, worker: &Rc<Worker>) -> Result<ConnectionContext, ConnectError> {
+    let Accepted {
+        client,
+        direction,
+        peer,
+        ..
+    } = accepted;
+    let original = client
+        .tcp()
+        .and_then(|tcp| worker.origin.original(*direction, tcp));
+    let original = original.map_err(|error| ConnectError {
+        detail: Some(error.to_string()),
+        ..Reason::OriginUnknown.into()
+    })?;
+    if original.is_some_and(|original| worker.own_ports.is_loop(*direction, original, *peer)) {
+        return Err(Reason::LoopDetected.into());
+    }
+    Ok(ConnectionContext {
+        snapshot: accepted.snapshot.clone(),
+        direction: *direction,
+        peer: *peer,
+        original,
+        recorder: worker.recorder.clone(),
+        drain: worker.drain.clone(),
+        worker: worker.clone(),
+        guard: worker.drain.guard(),
+    })
+}
+
+impl OwnPorts {
+    /// Whether dialling `original` for a client at `peer` would reach this proxy again.
+    fn is_loop(self, direction: Direction, original: SocketAddr, peer: SocketAddr) -> bool {
+        let (ip, port) = (original.ip(), original.port());
+        match direction {
+            // Steered connections show the workload's port, never the listener's own.
+            Direction::Inbound => port == self.inbound,
+            // A client that dials its own host's address has it as its source as well.
+            Direction::Outbound => {
+                let here =
+                    ip.is_loopback() || ip.is_unspecified() || ip == peer.ip().to_canonical();
+                here && (port == self.outbound || port == self.inbound)
+            }
+        }
+    }
+}
+
+/// v4-mapped addresses are IPv4 everywhere behind this step.
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// No answer where nobody steers: the protocol option is unknown, or there is no entry for the connection.
+fn answered(answer: io::Result<socket2::SockAddr>) -> io::Result<Option<SocketAddr>> {
+    match answer {
+        Ok(address) => Ok(address.as_socket()),
+        Err(error) => match rustix::io::Errno::from_io_error(&error) {
+            Some(
+                rustix::io::Errno::NOPROTOOPT
+                | rustix::io::Errno::NOENT
+                | rustix::io::Errno::OPNOTSUPP,
+            ) => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_listeners_are_loops() {
+        let own = OwnPorts {
+            outbound: 15001,
+            inbound: 15006,
+        };
+        let outbound = |original: &str, peer: &str| {
+            own.is_loop(
+                Direction::Outbound,
+                original.parse().unwrap(),
+                peer.parse().unwrap(),
+            )
+        };
+        assert!(outbound("127.0.0.1:15001", "127.0.0.1:4000"));
+        assert!(outbound("[::1]:15006", "[::1]:4000"));
+        assert!(outbound("10.0.0.1:15006", "[::ffff:10.0.0.1]:4000"));
+        assert!(!outbound("10.0.0.2:15006", "10.0.0.1:4000"));
+        assert!(!outbound("127.0.0.1:8080", "127.0.0.1:4000"));
+        let peer = "192.0.2.1:4000".parse().unwrap();
+        assert!(own.is_loop(Direction::Inbound, "10.0.0.1:15006".parse().unwrap(), peer));
+        assert!(!own.is_loop(Direction::Inbound, "10.0.0.1:8080".parse().unwrap(), peer));
+    }
+
+    #[tokio::test]
+    async fn without_steering_there_is_no_original_destination() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let _client = TcpStream::connect(address).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        assert_eq!(
+            KernelOrigin
+                .original(Direction::Outbound, &accepted)
+                .unwrap(),
+            None
+        );
+        assert_eq!(
+            KernelOrigin
+                .original(Direction::Inbound, &accepted)
+                .unwrap(),
+            Some(address)
+        );
+    }
+}

@@ -1,0 +1,388 @@
+//! Relay: bytes between two TCP connections, both ways at once.
+//!
+//! One task, no lock, no allocation while the receiver keeps up: each read is followed by one write. A
+//! direction that cannot write does not read (back-pressure). The end of one direction is carried over and the
+//! other goes on; a reset, or a peer that vanished, ends both with a reset.
+
+use std::{
+    future::Future,
+    io,
+    net::Shutdown,
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use socket2::SockRef;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, Sleep, sleep},
+};
+
+use super::{
+    Ended, Outcome, Reason, Stream,
+    buffers::{Buffers, Pending},
+    stream,
+};
+use crate::model::Snapshot;
+
+/// Bytes of one read at first and, once a direction has moved [`BULK_AFTER_BYTES`], the configured size.
+const FIRST_READ_BYTES: usize = 16 * 1024;
+const BULK_AFTER_BYTES: u64 = 64 * 1024;
+
+/// Bytes moved in one turn before other connections of the worker get theirs.
+const TURN_BYTES: usize = 1024 * 1024;
+
+/// How often a connection is looked at that nothing else wakes: for its idle time, and for a peer that went
+/// away where the relay is not reading.
+const LOOK_AT_MOST_EVERY: Duration = Duration::from_secs(5);
+
+/// What the relay needs to know of the configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Ends the connection with a reset; zero: never. Exceeded by up to a quarter.
+    pub idle_timeout: Duration,
+    /// Bytes of one read at most.
+    pub buffer_bytes: usize,
+}
+
+impl Settings {
+    pub fn of(snapshot: &Snapshot) -> Self {
+        Self {
+            idle_timeout: snapshot.timeouts.idle,
+            buffer_bytes: snapshot.limits.buffer_bytes,
+        }
+    }
+}
+
+/// Relays until both directions ended or one side failed. If the future is dropped before, both sides are reset.
+pub async fn relay(client: Stream, upstream: Stream, pool: &Buffers, settings: Settings) -> Ended {
+    // An empty buffer would read like an end of stream.
+    let settings = Settings {
+        buffer_bytes: settings.buffer_bytes.max(1024),
+        ..settings
+    };
+    let (client, from_client) = client.into_parts();
+    let (upstream, from_upstream) = upstream.into_parts();
+    let mut pair = Pair {
+        sockets: Some((client, upstream)),
+        to_upstream: Flow::new(&from_client),
+        to_client: Flow::new(&from_upstream),
+    };
+    let (outcome, detail) = {
+        let mut patience = Patience::new(settings.idle_timeout);
+        let mut timer = pin!(sleep(patience.period));
+        std::future::poll_fn(|cx| pair.poll(cx, pool, settings, &mut patience, timer.as_mut()))
+            .await
+    };
+    if outcome == Outcome::Success {
+        // Both ends were said and heard: a plain close.
+        pair.sockets.take();
+    }
+    Ended {
+        outcome,
+        client_bytes: pair.to_upstream.moved_bytes,
+        upstream_bytes: pair.to_client.moved_bytes,
+        detail,
+    }
+}
+
+struct Pair {
+    /// Client and upstream; taken at an orderly end, reset otherwise.
+    sockets: Option<(TcpStream, TcpStream)>,
+    to_upstream: Flow,
+    to_client: Flow,
+}
+
+/// One direction.
+struct Flow {
+    pending: Pending,
+    moved_bytes: u64,
+    /// The sender's end was read; it is passed on when nothing is pending.
+    ended: bool,
+    /// The end was passed on.
+    done: bool,
+}
+
+/// Which socket failed.
+enum Failure {
+    Sender(io::Error),
+    Receiver(io::Error),
+}
+
+/// Bytes that one turn may still move, and whether any did.
+struct Turn {
+    left_bytes: usize,
+    moved: bool,
+}
+
+impl Default for Turn {
+    fn default() -> Self {
+        Self {
+            left_bytes: TURN_BYTES,
+            moved: false,
+        }
+    }
+}
+
+type End = (Outcome, Option<String>);
+
+impl Pair {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        pool: &Buffers,
+        settings: Settings,
+        patience: &mut Patience,
+        mut timer: Pin<&mut Sleep>,
+    ) -> Poll<End> {
+        let Some((client, upstream)) = &self.sockets else {
+            return Poll::Ready((Outcome::Success, None));
+        };
+        // Each direction has its own share of the turn, so that neither starves the other.
+        let (mut there, mut back) = (Turn::default(), Turn::default());
+        if let Poll::Ready(Err(failure)) = self
+            .to_upstream
+            .poll(cx, client, upstream, pool, settings, &mut there)
+        {
+            return Poll::Ready(match failure {
+                Failure::Sender(error) => client_failed(&error),
+                Failure::Receiver(error) => upstream_failed(&error),
+            });
+        }
+        if let Poll::Ready(Err(failure)) = self
+            .to_client
+            .poll(cx, upstream, client, pool, settings, &mut back)
+        {
+            return Poll::Ready(match failure {
+                Failure::Sender(error) => upstream_failed(&error),
+                Failure::Receiver(error) => client_failed(&error),
+            });
+        }
+        patience.moved |= there.moved || back.moved;
+        if self.to_upstream.done && self.to_client.done {
+            return Poll::Ready((Outcome::Success, None));
+        }
+        if there.left_bytes == 0 || back.left_bytes == 0 {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            if let Some(end) = failed_unseen(client, upstream) {
+                return Poll::Ready(end);
+            }
+            if patience.ends() {
+                return Poll::Ready((Reason::IdleTimeout.into(), None));
+            }
+            timer.as_mut().reset(Instant::now() + patience.period);
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        if let Some((client, upstream)) = self.sockets.take() {
+            stream::reset(client);
+            stream::reset(upstream);
+        }
+    }
+}
+
+impl Flow {
+    /// `already_read`: bytes of this direction that come before what the socket still holds.
+    fn new(already_read: &Bytes) -> Self {
+        Self {
+            pending: Pending::copy_of(already_read),
+            moved_bytes: 0,
+            ended: false,
+            done: false,
+        }
+    }
+
+    /// Moves bytes until one of the sockets is not ready. `Ready(Ok)`: this direction is done.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &TcpStream,
+        to: &TcpStream,
+        pool: &Buffers,
+        settings: Settings,
+        turn: &mut Turn,
+    ) -> Poll<Result<(), Failure>> {
+        if self.done {
+            return Poll::Ready(Ok(()));
+        }
+        while turn.left_bytes > 0 {
+            if !self.pending.is_empty() {
+                ready!(self.poll_write_pending(cx, to, pool, turn))?;
+            }
+            if self.ended {
+                SockRef::from(to)
+                    .shutdown(Shutdown::Write)
+                    .map_err(Failure::Receiver)?;
+                self.done = true;
+                turn.moved = true;
+                return Poll::Ready(Ok(()));
+            }
+            // The socket counts as empty only after EAGAIN: see `stream`.
+            ready!(from.poll_read_ready(cx)).map_err(Failure::Sender)?;
+            self.move_once(from, to, pool, settings, turn)?;
+        }
+        Poll::Pending
+    }
+
+    fn poll_write_pending(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &TcpStream,
+        pool: &Buffers,
+        turn: &mut Turn,
+    ) -> Poll<Result<(), Failure>> {
+        while !self.pending.is_empty() {
+            let pending = self.pending.bytes();
+            let written = ready!(stream::poll_write(cx, to, |to| to.try_write(pending)))
+                .map_err(Failure::Receiver)?;
+            self.pending.advance(written, pool);
+            self.count(written, turn);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// One read and one write of what it gave.
+    fn move_once(
+        &mut self,
+        from: &TcpStream,
+        to: &TcpStream,
+        pool: &Buffers,
+        settings: Settings,
+        turn: &mut Turn,
+    ) -> Result<(), Failure> {
+        let limit = match self.moved_bytes {
+            ..BULK_AFTER_BYTES => FIRST_READ_BYTES.min(settings.buffer_bytes),
+            _ => settings.buffer_bytes,
+        };
+        let mut buffer = pool.take(settings.buffer_bytes);
+        let space = buffer.get_mut(..limit).unwrap_or_default();
+        let read = match from.try_read(space) {
+            Ok(read) => read,
+            Err(error) => {
+                pool.give(buffer);
+                let would_block = error.kind() == io::ErrorKind::WouldBlock;
+                return if would_block {
+                    Ok(())
+                } else {
+                    Err(Failure::Sender(error))
+                };
+            }
+        };
+        self.ended = read == 0;
+        let bytes = buffer.get(..read).unwrap_or_default();
+        let written = if bytes.is_empty() {
+            Ok(0)
+        } else {
+            write_some(to, bytes)
+        };
+        match written {
+            Ok(written) if written < read => {
+                self.pending = Pending::keep(buffer, written, read, pool);
+                self.count(written, turn);
+                Ok(())
+            }
+            Ok(written) => {
+                pool.give(buffer);
+                self.count(written, turn);
+                Ok(())
+            }
+            Err(error) => {
+                pool.give(buffer);
+                Err(Failure::Receiver(error))
+            }
+        }
+    }
+
+    fn count(&mut self, written: usize, turn: &mut Turn) {
+        self.moved_bytes += written as u64;
+        turn.left_bytes = turn.left_bytes.saturating_sub(written);
+        turn.moved |= written > 0;
+    }
+}
+
+/// The connection's idle time, counted in steps of a coarse timer so that moving bytes costs no clock.
+struct Patience {
+    idle_timeout: Duration,
+    period: Duration,
+    quiet_for: Duration,
+    /// Set by the relay whenever bytes move.
+    moved: bool,
+}
+
+impl Patience {
+    fn new(idle_timeout: Duration) -> Self {
+        let period = match idle_timeout {
+            Duration::ZERO => LOOK_AT_MOST_EVERY,
+            timeout => (timeout / 4).clamp(Duration::from_millis(5), LOOK_AT_MOST_EVERY),
+        };
+        Self {
+            idle_timeout,
+            period,
+            quiet_for: Duration::ZERO,
+            moved: false,
+        }
+    }
+
+    /// One period has passed; `true` if that is enough.
+    fn ends(&mut self) -> bool {
+        let moved = std::mem::take(&mut self.moved);
+        self.quiet_for = if moved {
+            Duration::ZERO
+        } else {
+            self.quiet_for + self.period
+        };
+        !self.idle_timeout.is_zero() && self.quiet_for >= self.idle_timeout
+    }
+}
+
+/// What a write without waiting takes; 0: nothing now.
+fn write_some(to: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    match to.try_write(bytes) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+        result => result,
+    }
+}
+
+/// A failure of a socket on which the relay neither reads nor writes just now: the receiver is slow, or the
+/// sender has ended.
+fn failed_unseen(client: &TcpStream, upstream: &TcpStream) -> Option<End> {
+    let error = |socket: &TcpStream| socket.take_error().ok().flatten();
+    let client = error(client).map(|error| client_failed(&error));
+    client.or_else(|| error(upstream).map(|error| upstream_failed(&error)))
+}
+
+fn client_failed(error: &io::Error) -> End {
+    let reason = if vanished(error) {
+        Reason::ClientLost
+    } else {
+        Reason::ClientReset
+    };
+    (reason.into(), Some(error.to_string()))
+}
+
+fn upstream_failed(error: &io::Error) -> End {
+    let reason = if vanished(error) {
+        Reason::UpstreamLost
+    } else {
+        Reason::UpstreamReset
+    };
+    (reason.into(), Some(error.to_string()))
+}
+
+/// The peer did not say anything: keepalive, `TCP_USER_TIMEOUT` or the network gave it up.
+fn vanished(error: &io::Error) -> bool {
+    use io::ErrorKind as K;
+    matches!(
+        error.kind(),
+        K::TimedOut | K::HostUnreachable | K::NetworkUnreachable | K::NetworkDown
+    )
+}

@@ -1,0 +1,82 @@
+//! Sockets that listened before their workload was enrolled: hooks that mark new sockets have missed them.
+
+use std::{fs, net::TcpListener, os::fd::OwnedFd, path::Path};
+
+use rustix::{
+    net::sockopt::{socket_acceptconn, socket_protocol},
+    process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
+};
+use sidecar_common::{origin::SocketState, settings::ListeningKey};
+use tracing::{debug, info};
+
+use super::{load::LoadError, tables::Tables};
+use crate::sys::cgroup::Cgroup;
+
+/// Marks the listening TCP sockets of the processes in `application` and below as those of the workload in
+/// `slot`. Processes of another network namespace than ours are not served by this sidecar and left alone.
+///
+/// The ports stay captured until the sidecar leaves, also when such a socket is closed: no hook will tell. A
+/// client of such a port is then reset rather than refused.
+pub fn adopt(
+    tables: &mut Tables,
+    application: &Cgroup,
+    slot: u32,
+    netns: u64,
+) -> Result<(), LoadError> {
+    let namespace = fs::read_link("/proc/self/ns/net").ok();
+    // The proxy may run below the application's cgroup.
+    let others = |pid: &u32| *pid != std::process::id();
+    for pid in application.all_processes().into_iter().filter(others) {
+        let process = Path::new("/proc").join(pid.to_string());
+        if fs::read_link(process.join("ns/net")).ok() != namespace {
+            debug!(pid, "in another network namespace: not adopted");
+            continue;
+        }
+        for (port, socket) in listening_sockets(pid, &process) {
+            tables.adopt_socket(
+                &socket,
+                SocketState {
+                    workload: slot,
+                    ..SocketState::default()
+                },
+            )?;
+            tables.add_listening(ListeningKey {
+                netns,
+                workload: slot,
+                port: u32::from(port),
+            })?;
+            info!(pid, port, "adopted a listening socket");
+        }
+    }
+    Ok(())
+}
+
+fn listening_sockets(pid: u32, process: &Path) -> Vec<(u16, TcpListener)> {
+    let descriptors = fs::read_dir(process.join("fd"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let sockets = descriptors.filter(|entry| {
+        fs::read_link(entry.path())
+            .is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
+    });
+    sockets
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|fd| borrow_descriptor(pid, fd))
+        .filter(|socket| {
+            socket_acceptconn(socket) == Ok(true)
+                && socket_protocol(socket).is_ok_and(|p| p == Some(rustix::net::ipproto::TCP))
+        })
+        .filter_map(|socket| {
+            let listener = TcpListener::from(socket);
+            Some((listener.local_addr().ok()?.port(), listener))
+        })
+        .collect()
+}
+
+/// A descriptor of our own for another process's.
+pub fn borrow_descriptor(pid: u32, fd: i32) -> Option<OwnedFd> {
+    let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
+    let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+    pidfd_getfd(process, fd, PidfdGetfdFlags::empty()).ok()
+}

@@ -1,0 +1,137 @@
+//! What the kernel half tells at once: refusals and full maps are logged, a reader that splices is dealt with.
+
+use std::{
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd},
+    time::{Duration, Instant},
+};
+
+use aya::maps::{MapData, RingBuf};
+use aya_log::EbpfLogger;
+use rustix::net::sockopt::socket_cookie;
+use sidecar_common::record::{EVENT_INBOUND_REFUSED, EVENT_SPLICE, EVENT_UNPAIRED, Event};
+use tokio::{io::unix::AsyncFd, time::sleep};
+use tracing::{debug, warn};
+
+use super::{adopt::borrow_descriptor, tables::Tables};
+use crate::sys::diag;
+
+/// A repeated warning is said once in this time.
+const QUIET: Duration = Duration::from_secs(10);
+/// A reader that leaves bytes for so long after it was seen to splice does not see them.
+const STUCK: Duration = Duration::from_millis(100);
+
+/// Follows the events of the workload in `slot` for as long as it is polled. `tables`: handles of its own.
+pub async fn follow(events: RingBuf<MapData>, slot: u32, tables: Tables) {
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe, which has its rooms; a ring buffer keeps its descriptor"
+    )]
+    let registered = AsyncFd::new(events);
+    let mut events = match registered {
+        Ok(events) => events,
+        Err(error) => return warn!(%error, "the kernel half's events cannot be followed"),
+    };
+    let mut said = Said::default();
+    loop {
+        let mut batch = Vec::new();
+        match events.readable_mut().await {
+            Ok(mut ready) => {
+                while let Some(item) = ready.get_inner_mut().next() {
+                    batch.extend(Event::from_bytes(&item));
+                }
+                ready.clear_ready();
+            }
+            Err(error) => return warn!(%error, "the kernel half's events cannot be followed"),
+        }
+        for event in batch.into_iter().filter(|event| event.workload == slot) {
+            handle(&event, &tables, &mut said).await;
+        }
+    }
+}
+
+/// Passes the programs' own log lines on, for `--log debug`.
+pub async fn follow_log(logger: KernelLog) {
+    #[expect(deprecated, reason = "as above")]
+    let registered = AsyncFd::new(logger);
+    let Ok(mut logger) = registered else { return };
+    while let Ok(mut ready) = logger.readable_mut().await {
+        ready.get_inner_mut().flush();
+        ready.clear_ready();
+    }
+}
+
+/// aya-log's ring buffer, read into our own log.
+pub type KernelLog = EbpfLogger<&'static dyn log::Log>;
+
+/// When each kind was said last.
+#[derive(Default)]
+struct Said([Option<Instant>; 4]);
+
+impl Said {
+    fn is_news(&mut self, kind: u32) -> bool {
+        let Some(last) = self.0.get_mut(kind as usize) else {
+            return true;
+        };
+        let news = last.is_none_or(|at| at.elapsed() > QUIET);
+        if news {
+            *last = Some(Instant::now());
+        }
+        news
+    }
+}
+
+async fn handle(event: &Event, tables: &Tables, said: &mut Said) {
+    let address = SocketAddr::from(event.address);
+    let news = event.pid != std::process::id() && said.is_news(event.kind);
+    match event.kind {
+        EVENT_INBOUND_REFUSED if news => {
+            warn!(%address, "inbound connections are refused: the proxy does not listen (failRule: closed)");
+        }
+        EVENT_UNPAIRED if news => {
+            warn!(%address, "a connection stays on TCP: the map of flows is full, or its key is taken");
+        }
+        // Our own self-test.
+        EVENT_SPLICE if event.pid == std::process::id() => {}
+        EVENT_SPLICE => {
+            if news {
+                warn!(
+                    pid = event.pid,
+                    "the application reads sockets with splice: nothing is redirected to it from now on"
+                );
+            }
+            reset_if_caught(event, tables).await;
+        }
+        _ => debug!(?event, "event of the kernel half"),
+    }
+}
+
+/// Redirected bytes that wait on a socket whose reader splices are never seen: a reset tells both ends, hanging
+/// tells nobody.
+async fn reset_if_caught(event: &Event, tables: &Tables) {
+    let Some(socket) = borrow_descriptor(event.pid, event.fd) else {
+        return;
+    };
+    let Ok(cookie) = socket_cookie(&socket) else {
+        return;
+    };
+    let Some((flow, redirected)) = tables.received_by(cookie) else {
+        return;
+    };
+    let waiting = |socket: BorrowedFd<'_>| rustix::io::ioctl_fionread(socket).unwrap_or(0);
+    let before = waiting(socket.as_fd());
+    if redirected == 0 || before == 0 {
+        return;
+    }
+    sleep(STUCK).await;
+    if waiting(socket.as_fd()) < before {
+        return;
+    }
+    let (local, remote) = (SocketAddr::from(flow.local), SocketAddr::from(flow.remote));
+    match diag::destroy(local, remote) {
+        Ok(()) => warn!(%local, %remote, "reset: redirected bytes wait for a reader that splices"),
+        Err(error) => {
+            warn!(%local, %remote, %error, "a reader that splices hangs, and cannot be reset")
+        }
+    }
+}

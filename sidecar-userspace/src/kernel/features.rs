@@ -1,0 +1,49 @@
+//! Tunables of the kernel half that follow from the running kernel.
+
+use sidecar_common::settings::Tunables;
+
+use super::btf::{Btf, BtfError};
+
+/// Number of `splice(2)` and offset of a system call's first argument in `pt_regs` (the kernel's system call
+/// tables and arch/*/include/asm/ptrace.h).
+#[cfg(target_arch = "x86_64")]
+const SPLICE: (u32, u32) = (275, 14 * 8);
+#[cfg(target_arch = "aarch64")]
+const SPLICE: (u32, u32) = (76, 0);
+
+/// Set to `naive-redirect`, it switches the evidence off: for tests that must catch that, never for use.
+pub const FAULT_VARIABLE: &str = "SIDECAR_FAULT";
+
+/// Whether the fault switch is set.
+pub fn fault() -> bool {
+    std::env::var_os(FAULT_VARIABLE).is_some_and(|fault| fault == "naive-redirect")
+}
+
+/// Offsets for the evidence, or why redirect is impossible here.
+pub fn tunables() -> Result<Tunables, BtfError> {
+    let btf = Btf::of_kernel()?;
+    Ok(Tunables {
+        copied_seq: btf.offset("tcp_sock", "copied_seq")?,
+        write_seq: btf.offset("tcp_sock", "write_seq")?,
+        // `struct sock` is the first member of `tcp_sock`.
+        sk_user_data: btf.offset("sock", "sk_user_data")?,
+        ingress_msg: btf.offset("sk_psock", "ingress_msg")?,
+        redirect: 1,
+        naive: u32::from(fault()),
+        files: btf.offset("task_struct", "files")?,
+        fdt: btf.offset("files_struct", "fdt")?,
+        fd: btf.offset("fdtable", "fd")?,
+        inode: btf.offset("file", "f_inode")?,
+        mode: btf.offset("inode", "i_mode")?,
+        ..steering_only()
+    })
+}
+
+/// Tunables of a kernel without usable BTF: steering works, nothing is redirected.
+pub fn steering_only() -> Tunables {
+    Tunables {
+        splice_number: SPLICE.0,
+        first_argument: SPLICE.1,
+        ..Tunables::default()
+    }
+}

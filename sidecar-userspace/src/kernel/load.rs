@@ -1,0 +1,133 @@
+//! Loads the BPF object: shared maps from their pins where another sidecar has made them, programs anew.
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{MapError, SockHash},
+    pin::PinError as AyaPinError,
+    programs::{Program, ProgramError, SkMsg},
+};
+use sidecar_common::{flow::FlowKey, names, settings::Tunables};
+use thiserror::Error;
+
+use super::pins::Pins;
+
+/// The BPF object, as `cargo xtask build` made it; empty in a build without the kernel half.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sidecar.o"));
+
+#[derive(Debug, Error)]
+pub enum LoadError {
+    #[error("this binary was built without the kernel half: build it with `cargo xtask build`")]
+    NoObject,
+    #[error("cannot load the kernel half: {0}; `sidecar check` says what this kernel lacks")]
+    Object(#[from] aya::EbpfError),
+    #[error(
+        "the kernel refused {name}: {}; `sidecar check` says what this kernel lacks",
+        brief(source)
+    )]
+    Program {
+        name: &'static str,
+        source: ProgramError,
+    },
+    #[error("the kernel half has no {0}: object and binary are of different versions")]
+    Missing(&'static str),
+    #[error("map {name}: {source}")]
+    Map {
+        name: &'static str,
+        source: MapError,
+    },
+    #[error("cannot pin {name}: {source}")]
+    Pin {
+        name: &'static str,
+        source: AyaPinError,
+    },
+}
+
+/// The verifier's log is for `--log debug`, not for a line of text.
+fn brief(error: &ProgramError) -> String {
+    match error {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
+            tracing::debug!(%verifier_log, "program refused");
+            io_error.to_string()
+        }
+        other => other.to_string(),
+    }
+}
+
+/// Loads the object for the workload in `slot` of the network namespace with `netns_cookie`.
+///
+/// The maps are shared by the sidecars of a node; the programs are this one's own, because `accept_lookup`
+/// carries whose it is in its constants.
+pub fn load(
+    pins: &Pins,
+    tunables: &Tunables,
+    slot: u32,
+    netns_cookie: u64,
+) -> Result<Ebpf, LoadError> {
+    if OBJECT.is_empty() {
+        return Err(LoadError::NoObject);
+    }
+    let mut loader = EbpfLoader::new();
+    for name in names::SHARED_MAPS {
+        loader.map_pin_path(name, pins.directory.join(name));
+    }
+    let bpf = loader
+        .override_global(names::TUNABLES, tunables, true)
+        .override_global(names::LOOKUP_WORKLOAD, &slot, true)
+        .override_global(LOG_LEVEL, &log_level(), true)
+        .override_global(names::LOOKUP_NETNS, &netns_cookie, true)
+        .load(OBJECT)?;
+    Ok(bpf)
+}
+
+/// aya-log's switch: below it the programs contain no logging at all.
+const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
+
+fn log_level() -> u8 {
+    const DEBUG: u8 = 4;
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        DEBUG
+    } else {
+        0
+    }
+}
+
+/// Attaches `relay_message` to `FLOWS`, unless another sidecar has. The map keeps it for as long as it lives.
+pub fn attach_relay(bpf: &mut Ebpf, pins: &Pins) -> Result<(), LoadError> {
+    let name = names::RELAY_MESSAGE;
+    let pin = pins.directory.join(name);
+    if pin.exists() {
+        return Ok(());
+    }
+    let map_error = |source| LoadError::Map {
+        name: names::FLOWS,
+        source,
+    };
+    let flows = bpf
+        .map(names::FLOWS)
+        .ok_or(LoadError::Missing(names::FLOWS))?;
+    let flows = SockHash::<_, FlowKey>::try_from(flows).map_err(map_error)?;
+    let flows = flows.fd().try_clone().map_err(|e| map_error(e.into()))?;
+    let refused = |source| LoadError::Program { name, source };
+    let program: &mut SkMsg = program(bpf, name)?;
+    program.load().map_err(refused)?;
+    let link = program.attach(&flows).map_err(refused)?;
+    // Dropped, it would detach the program for every sidecar of the node: from here on the map owns it.
+    std::mem::forget(program.take_link(link).map_err(refused)?);
+    program
+        .pin(&pin)
+        .map_err(|source| LoadError::Pin { name, source })
+}
+
+/// A program of the object by name and type.
+pub fn program<'a, T>(bpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut T, LoadError>
+where
+    &'a mut T: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let program = bpf.program_mut(name).ok_or(LoadError::Missing(name))?;
+    program
+        .try_into()
+        .map_err(|source| LoadError::Program { name, source })
+}

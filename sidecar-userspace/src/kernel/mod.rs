@@ -1,0 +1,23 @@
+//! The loader's side of the kernel half. Only commands that run as root use it; the proxy never does.
+//!
+//! # Layout
+//!
+//! - [`btf`], offsets of the running kernel's structures; [`features`], the tunables that follow from them
+//! - [`pins`], the shared directory on bpffs
+//! - [`load`], the object, its programs and maps
+//! - [`tables`], what is written into the maps
+//! - [`selftest`], whether redirect may be switched on
+//! - [`events`], what it tells at once
+//! - [`adopt`], sockets that were there before; [`record`], counters as metrics
+//! - [`attach`], one workload's programs, from enrolment to leaving
+
+pub mod adopt;
+pub mod attach;
+pub mod btf;
+pub mod events;
+pub mod features;
+pub mod load;
+pub mod pins;
+pub mod record;
+pub mod selftest;
+pub mod tables;

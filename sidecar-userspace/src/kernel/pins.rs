@@ -1,0 +1,233 @@
+//! The pin directory on bpffs: what all sidecars of a node share, and one directory for each workload.
+//!
+//! ```text
+//! <base>/v<ABI>-<hash of the object>/   locked while it is changed
+//!     WORKLOADS …                       shared maps, by name
+//!     relay_message                     the sk_msg program, attached to FLOWS
+//!     workloads/<slot>-<name>/          locked by its sidecar for as long as that lives
+//!         accept_connect4 …             links, with fail rule `closed` only
+//! ```
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{FlockOperation, OFlags, flock, statfs},
+    mount::{MountFlags, mount},
+};
+use sidecar_common::{layout::ABI_VERSION, settings::MAX_WORKLOADS};
+use thiserror::Error;
+
+/// Where pins live unless told otherwise.
+pub const DEFAULT_DIRECTORY: &str = "/sys/fs/bpf/sidecar";
+const BPFFS: &str = "/sys/fs/bpf";
+const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
+
+#[derive(Debug, Error)]
+pub enum PinError {
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("{path} is not on a BPF file system ({source}); mount one: mount -t bpf bpf {BPFFS}")]
+    NotBpffs { path: PathBuf, source: io::Error },
+    #[error("workload {0:?} already has a sidecar; stop that one, or set another workload.name")]
+    Taken(String),
+    #[error("{MAX_WORKLOADS} workloads are enrolled on this node already")]
+    Full,
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinError {
+    move |source| PinError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// The shared directory, locked against other sidecars until it is dropped.
+#[derive(Debug)]
+pub struct Pins {
+    pub directory: PathBuf,
+    _lock: File,
+}
+
+/// A workload's directory; as long as this lives, the workload is known to have a sidecar.
+#[derive(Debug)]
+pub struct WorkloadPins {
+    pub slot: u32,
+    pub directory: PathBuf,
+    _lock: File,
+}
+
+/// A workload's directory as found.
+#[derive(Debug)]
+pub struct FoundWorkload {
+    pub slot: u32,
+    pub name: String,
+    pub directory: PathBuf,
+    /// A living sidecar holds it.
+    pub alive: bool,
+}
+
+impl Pins {
+    /// Opens `<base>/v<ABI>-<hash>`, making it (and mounting bpffs) where it is missing; waits for the lock.
+    pub fn open(base: &Path, object: &[u8]) -> Result<Self, PinError> {
+        ensure_bpffs(base)?;
+        let directory = base.join(format!("v{ABI_VERSION}-{:08x}", fingerprint(object)));
+        loop {
+            let workloads = directory.join("workloads");
+            fs::create_dir_all(&workloads).map_err(failed("create", &workloads))?;
+            // The last sidecar may remove the directory while we wait for it.
+            match Self::lock(directory.clone()) {
+                Ok(pins) if workloads.is_dir() => return Ok(pins),
+                Ok(_) => {}
+                Err(PinError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Locks an existing directory.
+    pub fn lock(directory: PathBuf) -> Result<Self, PinError> {
+        let lock = open_directory(&directory)?;
+        flock(&lock, FlockOperation::LockExclusive)
+            .map_err(|e| failed("lock", &directory)(e.into()))?;
+        Ok(Self {
+            directory,
+            _lock: lock,
+        })
+    }
+
+    /// The shared directories under `base`, of every version that is there.
+    pub fn versions(base: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(base).into_iter().flatten().flatten();
+        entries
+            .map(|entry| entry.path())
+            .filter(|path| path.join("workloads").is_dir())
+            .collect()
+    }
+
+    pub fn workloads(&self) -> Result<Vec<FoundWorkload>, PinError> {
+        let parent = self.directory.join("workloads");
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&parent)
+            .map_err(failed("read", &parent))?
+            .flatten()
+        {
+            let file_name = entry.file_name();
+            let Some((slot, name)) = file_name.to_str().and_then(|n| n.split_once('-')) else {
+                continue;
+            };
+            let Ok(slot) = slot.parse() else { continue };
+            let alive = open_directory(&entry.path())
+                .is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err());
+            found.push(FoundWorkload {
+                slot,
+                name: name.to_owned(),
+                directory: entry.path(),
+                alive,
+            });
+        }
+        Ok(found)
+    }
+
+    /// Takes a free slot for `name`; refuses if a living sidecar has that name.
+    pub fn claim(&self, name: &str) -> Result<WorkloadPins, PinError> {
+        let workloads = self.workloads()?;
+        if workloads.iter().any(|w| w.name == name && w.alive) {
+            return Err(PinError::Taken(name.to_owned()));
+        }
+        let used: BTreeSet<u32> = workloads.iter().map(|w| w.slot).collect();
+        let slot = (0..MAX_WORKLOADS)
+            .find(|slot| !used.contains(slot))
+            .ok_or(PinError::Full)?;
+        let directory = self
+            .directory
+            .join("workloads")
+            .join(format!("{slot}-{name}"));
+        fs::create_dir(&directory).map_err(failed("create", &directory))?;
+        let lock = open_directory(&directory)?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|e| failed("lock", &directory)(e.into()))?;
+        Ok(WorkloadPins {
+            slot,
+            directory,
+            _lock: lock,
+        })
+    }
+
+    /// Removes a workload's directory with its links, which detaches them.
+    pub fn remove(&self, workload: &Path) -> Result<(), PinError> {
+        remove_tree(workload).map_err(failed("remove", workload))
+    }
+
+    /// Removes everything if no workload is left: maps and programs go with the last descriptor.
+    pub fn remove_if_unused(&self) -> Result<bool, PinError> {
+        if !self.workloads()?.is_empty() {
+            return Ok(false);
+        }
+        remove_tree(&self.directory).map_err(failed("remove", &self.directory))?;
+        if let Some(base) = self.directory.parent() {
+            // Stays if another version is there.
+            let _ = fs::remove_dir(base);
+        }
+        Ok(true)
+    }
+}
+
+/// Not `fs::remove_dir_all`: bpffs cannot seek in directories that change under the reader.
+fn remove_tree(directory: &Path) -> io::Result<()> {
+    let entries: Vec<_> = fs::read_dir(directory)?.collect::<Result<_, _>>()?;
+    for entry in entries {
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    fs::remove_dir(directory)
+}
+
+fn open_directory(path: &Path) -> Result<File, PinError> {
+    let flags = OFlags::DIRECTORY.bits() as i32;
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(path)
+        .map_err(failed("open", path))
+}
+
+/// Makes sure that `base` is on bpffs; mounts one at its usual place where the system has not.
+fn ensure_bpffs(base: &Path) -> Result<(), PinError> {
+    let existing = base
+        .ancestors()
+        .find(|path| path.exists())
+        .unwrap_or(Path::new("/"));
+    if statfs(existing).is_ok_and(|fs| fs.f_type as u32 == BPF_FS_MAGIC) {
+        return Ok(());
+    }
+    let refused = |source: io::Error| PinError::NotBpffs {
+        path: base.to_owned(),
+        source,
+    };
+    if !base.starts_with(BPFFS) {
+        return Err(refused(io::Error::from(io::ErrorKind::Unsupported)));
+    }
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("bpf", BPFFS, "bpf", flags, None).map_err(|e| refused(e.into()))
+}
+
+/// FNV-1a: tells builds apart, guards nothing.
+fn fingerprint(object: &[u8]) -> u32 {
+    object.iter().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+    })
+}

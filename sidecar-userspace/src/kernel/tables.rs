@@ -1,0 +1,373 @@
+//! What userspace writes into the shared maps, and reads from them, for one workload.
+
+use std::{collections::BTreeMap, net::IpAddr, os::fd::AsRawFd, path::Path};
+
+use aya::{
+    Ebpf,
+    maps::{
+        Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap,
+        lpm_trie::{Key, LpmTrie},
+    },
+    util::nr_cpus,
+};
+use sidecar_common::{
+    address::Ip,
+    flow::{Direction, FlowKey},
+    names,
+    origin::{Pending, SocketState},
+    record::{Counter, Counters},
+    settings::{
+        CAPTURE_LISTED, CAPTURE_WORKLOAD, CIDR_EXCLUDE, Cgroup as CgroupEntry, CidrTarget, INBOUND,
+        ListeningKey, OUTBOUND, PORT_CAPTURE, PORT_EXCLUDE, PORT_NO_REDIRECT, PortKey,
+        WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, WORKLOAD_REDIRECT, Workload,
+    },
+};
+
+use super::load::LoadError;
+use crate::model::{Cidr, FailRule, InboundCapture, Snapshot};
+
+const ANY: u64 = 0;
+
+/// Typed handles of the shared maps.
+pub struct Tables {
+    workloads: Array<MapData, Workload>,
+    cgroups: HashMap<MapData, u64, CgroupEntry>,
+    ports: HashMap<MapData, PortKey, u32>,
+    cidrs: LpmTrie<MapData, CidrTarget, u32>,
+    listening: HashMap<MapData, ListeningKey, u32>,
+    listeners: SockMap<MapData>,
+    sockets: SkStorage<MapData, SocketState>,
+    profiles: HashMap<MapData, PortKey, sidecar_common::record::Profile>,
+    counters: PerCpuArray<MapData, Counters>,
+    pending: HashMap<MapData, FlowKey, Pending>,
+    directions: HashMap<MapData, FlowKey, Direction>,
+}
+
+fn typed<T: TryFrom<Map, Error = MapError>>(
+    bpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, LoadError> {
+    let map = bpf.take_map(name).ok_or(LoadError::Missing(name))?;
+    T::try_from(map).map_err(|source| LoadError::Map { name, source })
+}
+
+fn pinned<T: TryFrom<Map, Error = MapError>>(
+    directory: &Path,
+    name: &'static str,
+    kind: impl FnOnce(MapData) -> Map,
+) -> Result<T, LoadError> {
+    let map = MapData::from_pin(directory.join(name)).map_err(of(name))?;
+    T::try_from(kind(map)).map_err(of(name))
+}
+
+fn of(name: &'static str) -> impl Fn(MapError) -> LoadError {
+    move |source| LoadError::Map { name, source }
+}
+
+impl Tables {
+    pub fn take(bpf: &mut Ebpf) -> Result<Self, LoadError> {
+        Ok(Self {
+            workloads: typed(bpf, names::WORKLOADS)?,
+            cgroups: typed(bpf, names::CGROUPS)?,
+            ports: typed(bpf, names::PORTS)?,
+            cidrs: typed(bpf, names::CIDRS)?,
+            listening: typed(bpf, names::LISTENING)?,
+            listeners: typed(bpf, names::LISTENERS)?,
+            sockets: typed(bpf, names::SOCKETS)?,
+            profiles: typed(bpf, names::PROFILES)?,
+            counters: typed(bpf, names::COUNTERS)?,
+            pending: typed(bpf, names::PENDING)?,
+            directions: typed(bpf, names::DIRECTIONS)?,
+        })
+    }
+
+    /// The maps pinned in `directory` by another process.
+    pub fn open(directory: &Path) -> Result<Self, LoadError> {
+        Ok(Self {
+            workloads: pinned(directory, names::WORKLOADS, Map::Array)?,
+            cgroups: pinned(directory, names::CGROUPS, Map::HashMap)?,
+            ports: pinned(directory, names::PORTS, Map::HashMap)?,
+            cidrs: pinned(directory, names::CIDRS, Map::LpmTrie)?,
+            listening: pinned(directory, names::LISTENING, Map::HashMap)?,
+            listeners: pinned(directory, names::LISTENERS, Map::SockMap)?,
+            sockets: pinned(directory, names::SOCKETS, Map::SkStorage)?,
+            profiles: pinned(directory, names::PROFILES, Map::HashMap)?,
+            counters: pinned(directory, names::COUNTERS, Map::PerCpuArray)?,
+            pending: pinned(directory, names::PENDING, Map::HashMap)?,
+            directions: pinned(directory, names::DIRECTIONS, Map::HashMap)?,
+        })
+    }
+
+    /// How many entries the maps hold that must be empty when nothing runs.
+    pub fn entries(&self) -> Result<BTreeMap<&'static str, usize>, LoadError> {
+        Ok(BTreeMap::from([
+            (names::CGROUPS, self.cgroups.keys().count()),
+            (names::PORTS, self.ports.keys().count()),
+            (names::CIDRS, self.cidrs.keys().count()),
+            (names::LISTENING, self.listening.keys().count()),
+            (names::PENDING, self.pending.keys().count()),
+            (names::DIRECTIONS, self.directions.keys().count()),
+            (names::PROFILES, self.profiles.keys().count()),
+        ]))
+    }
+
+    pub fn workload(&self, slot: u32) -> Result<Workload, LoadError> {
+        self.workloads.get(&slot, 0).map_err(of(names::WORKLOADS))
+    }
+
+    pub fn set_workload(&mut self, slot: u32, workload: Workload) -> Result<(), LoadError> {
+        self.workloads
+            .set(slot, workload, ANY)
+            .map_err(of(names::WORKLOADS))
+    }
+
+    /// Says that tasks in the cgroup with `id` belong to a workload; replaces what was said before.
+    pub fn set_cgroup(&mut self, id: u64, entry: CgroupEntry) -> Result<(), LoadError> {
+        self.cgroups
+            .insert(id, entry, ANY)
+            .map_err(of(names::CGROUPS))
+    }
+
+    /// Ids of the cgroups of the workload in `slot`.
+    pub fn cgroups_of(&self, slot: u32) -> Vec<u64> {
+        let entries = self.cgroups.iter().flatten();
+        entries
+            .filter(|(_, entry)| entry.workload == slot)
+            .map(|(id, _)| id)
+            .collect()
+    }
+
+    /// Where the workload's inbound connections go. `listener`: a listening TCP socket of its namespace.
+    pub fn set_listener(&mut self, slot: u32, listener: &impl AsRawFd) -> Result<(), LoadError> {
+        self.listeners
+            .set(slot, listener, ANY)
+            .map_err(of(names::LISTENERS))
+    }
+
+    /// Marks a socket that existed before enrolment as the workload's.
+    pub fn adopt_socket(
+        &mut self,
+        socket: &impl AsRawFd,
+        state: SocketState,
+    ) -> Result<(), LoadError> {
+        self.sockets
+            .insert(socket, state, ANY)
+            .map_err(of(names::SOCKETS))
+    }
+
+    pub fn add_listening(&mut self, key: ListeningKey) -> Result<(), LoadError> {
+        self.listening
+            .insert(key, 1, ANY)
+            .map_err(of(names::LISTENING))
+    }
+
+    /// Makes the rules of `slot` those of the snapshot: what is missing is added before what is obsolete goes.
+    pub fn set_rules(&mut self, slot: u32, snapshot: &Snapshot) -> Result<(), LoadError> {
+        let wanted = port_rules(slot, snapshot);
+        for (key, rule) in &wanted {
+            self.ports
+                .insert(key.0, rule, ANY)
+                .map_err(of(names::PORTS))?;
+        }
+        let obsolete = self.keys_of(slot, |key| !wanted.contains_key(&Sorted(*key)));
+        for key in obsolete {
+            self.ports.remove(&key).map_err(of(names::PORTS))?;
+        }
+        let wanted: Vec<_> = snapshot
+            .outbound
+            .exclude_cidrs
+            .iter()
+            .map(|cidr| cidr_key(slot, cidr))
+            .collect();
+        for key in &wanted {
+            self.cidrs
+                .insert(key, CIDR_EXCLUDE, ANY)
+                .map_err(of(names::CIDRS))?;
+        }
+        for key in self.cidrs_of(slot) {
+            if !wanted.iter().any(|w| same(w, &key)) {
+                self.cidrs.remove(&key).map_err(of(names::CIDRS))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets everything about the workload in `slot`.
+    pub fn clear(&mut self, slot: u32) {
+        // Best effort by nature: what is gone already is what is wanted.
+        let _ = self.set_workload(slot, Workload::default());
+        let _ = self.listeners.clear_index(&slot);
+        for id in self.cgroups_of(slot) {
+            let _ = self.cgroups.remove(&id);
+        }
+        for key in self.keys_of(slot, |_| true) {
+            let _ = self.ports.remove(&key);
+        }
+        for key in self.cidrs_of(slot) {
+            let _ = self.cidrs.remove(&key);
+        }
+        let listening: Vec<_> = self
+            .listening
+            .keys()
+            .flatten()
+            .filter(|key| key.workload == slot)
+            .collect();
+        for key in listening {
+            let _ = self.listening.remove(&key);
+        }
+        self.reset_counts(slot);
+    }
+
+    /// Forgets what was counted and learned about the workload in `slot`.
+    pub fn reset_counts(&mut self, slot: u32) {
+        let profiles: Vec<_> = self
+            .profiles
+            .keys()
+            .flatten()
+            .filter(|key| key.workload == slot)
+            .collect();
+        for key in profiles {
+            let _ = self.profiles.remove(&key);
+        }
+        let zeroes = nr_cpus()
+            .map_err(|(_, e)| e)
+            .and_then(|cpus| vec![Counters::default(); cpus].try_into());
+        if let Ok(zeroes) = zeroes {
+            let _ = self.counters.set(slot, zeroes, ANY);
+        }
+    }
+
+    /// The flow of the socket with `cookie`, and the bytes that were ever redirected to it.
+    pub fn received_by(&self, cookie: u64) -> Option<(FlowKey, u64)> {
+        let mut directions = self.directions.iter().flatten();
+        directions
+            .find(|(_, direction)| direction.receiver == cookie)
+            .map(|(flow, direction)| (flow, direction.sent_bytes))
+    }
+
+    /// What the kernel half counted for the workload, over all CPUs.
+    pub fn counts(&self, slot: u32) -> Result<Vec<(Counter, u64)>, LoadError> {
+        let per_cpu = self.counters.get(&slot, 0).map_err(of(names::COUNTERS))?;
+        let sum = |counter: Counter| {
+            per_cpu
+                .iter()
+                .map(|c| c.counts[counter as usize])
+                .fold(0, u64::wrapping_add)
+        };
+        Ok(Counter::ALL
+            .iter()
+            .map(|counter| (*counter, sum(*counter)))
+            .collect())
+    }
+
+    fn keys_of(&self, slot: u32, filter: impl Fn(&PortKey) -> bool) -> Vec<PortKey> {
+        self.ports
+            .keys()
+            .flatten()
+            .filter(|key| key.workload == slot && filter(key))
+            .collect()
+    }
+
+    fn cidrs_of(&self, slot: u32) -> Vec<Key<CidrTarget>> {
+        self.cidrs
+            .keys()
+            .flatten()
+            .filter(|key| key.data().workload == slot)
+            .collect()
+    }
+}
+
+/// The entry of a workload in `WORKLOADS`.
+pub fn workload_entry(
+    snapshot: &Snapshot,
+    netns: u64,
+    outbound_port: u16,
+    redirect: bool,
+) -> Workload {
+    let flag = |on: bool, flag: u32| if on { flag } else { 0 };
+    Workload {
+        outbound_port,
+        capture: match snapshot.inbound.capture {
+            InboundCapture::Workload => CAPTURE_WORKLOAD,
+            InboundCapture::Listed => CAPTURE_LISTED,
+            InboundCapture::None => 0,
+        },
+        flags: WORKLOAD_ENROLLED
+            | flag(redirect && snapshot.redirect.enabled, WORKLOAD_REDIRECT)
+            | flag(snapshot.fail_rule == FailRule::Closed, WORKLOAD_FAIL_CLOSED),
+        credit_bytes: snapshot.redirect.credit_bytes,
+        generation: 0,
+        netns,
+        splices_since_ns: 0,
+    }
+}
+
+/// `PortKey` in an order of its own, for sets.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Sorted(PortKey);
+
+impl Ord for Sorted {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        let key = |k: &PortKey| (k.workload, k.direction, k.port);
+        key(&self.0).cmp(&key(&other.0))
+    }
+}
+
+impl PartialOrd for Sorted {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+fn port_rules(slot: u32, snapshot: &Snapshot) -> BTreeMap<Sorted, u32> {
+    let mut rules = BTreeMap::new();
+    let mut add = |direction, port, rule| {
+        *rules
+            .entry(Sorted(PortKey {
+                workload: slot,
+                port,
+                direction,
+            }))
+            .or_insert(0) |= rule;
+    };
+    snapshot
+        .outbound
+        .exclude_ports
+        .iter()
+        .for_each(|port| add(OUTBOUND, *port, PORT_EXCLUDE));
+    snapshot
+        .inbound
+        .exclude_ports
+        .iter()
+        .for_each(|port| add(INBOUND, *port, PORT_EXCLUDE));
+    snapshot
+        .inbound
+        .ports
+        .keys()
+        .for_each(|port| add(INBOUND, *port, PORT_CAPTURE));
+    for port in &snapshot.redirect.exclude_ports {
+        add(OUTBOUND, *port, PORT_NO_REDIRECT);
+        add(INBOUND, *port, PORT_NO_REDIRECT);
+    }
+    rules
+}
+
+fn cidr_key(slot: u32, cidr: &Cidr) -> Key<CidrTarget> {
+    let mapped = if matches!(cidr.address(), IpAddr::V4(_)) {
+        96
+    } else {
+        0
+    };
+    let bits = 32 + mapped + u32::from(cidr.prefix_bits());
+    Key::new(
+        bits,
+        CidrTarget {
+            workload: slot,
+            ip: Ip::from(cidr.address()),
+        },
+    )
+}
+
+fn same(a: &Key<CidrTarget>, b: &Key<CidrTarget>) -> bool {
+    a.prefix_len() == b.prefix_len() && a.data() == b.data()
+}

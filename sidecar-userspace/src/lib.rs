@@ -1,0 +1,28 @@
+//! An eBPF-accelerated sidecar data plane: the proxy, the loader and the command line.
+//!
+//! # Layout
+//!
+//! - [`cli`], the command line; [`command`], its verbs
+//! - [`config`], the file, compiled to the model, and its replacement at run time
+//! - [`connection`], the eight steps of a connection, from accept to its record
+//! - [`http`], the relay of HTTP messages
+//! - [`kernel`], the loader of the kernel half
+//! - [`lifecycle`], from start to end of the process
+//! - [`model`], the immutable snapshot that every step reads
+//! - [`proxy`], the threads that serve connections
+//! - [`sys`], what the operating system offers and no crate wraps
+//! - [`telemetry`], what the proxy tells about itself
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+pub mod cli;
+pub mod command;
+pub mod config;
+pub mod connection;
+pub mod http;
+pub mod kernel;
+pub mod lifecycle;
+pub mod model;
+pub mod proxy;
+pub mod sys;
+pub mod telemetry;

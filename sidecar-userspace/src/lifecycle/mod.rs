@@ -1,0 +1,6 @@
+//! From start to end of the process: descriptors, signals, readiness, drain.
+
+pub mod descriptors;
+pub mod drain;
+pub mod readiness;
+pub mod signal;

@@ -1,0 +1,19 @@
+//! What the steps read: one immutable snapshot, whatever source it was compiled from.
+//!
+//! A connection takes an `Arc<Snapshot>` when it is accepted and keeps it to its end; a reload swaps the
+//! whole snapshot and touches no connection.
+
+pub mod access_log;
+mod index;
+pub mod policy;
+pub mod route;
+pub mod service;
+pub mod snapshot;
+pub mod workload;
+
+pub use access_log::{AccessLog, AccessLogFormat};
+pub use policy::{Cidr, UnknownDestination};
+pub use route::{Backend, HostMatch, PathMatch, Route, RouteRule};
+pub use service::{Endpoint, EndpointAddress, Protocol, Service, ServicePort};
+pub use snapshot::{Limits, Listeners, Snapshot, Timeouts};
+pub use workload::{FailRule, Inbound, InboundCapture, InboundPort, Outbound, Redirect, Workload};

@@ -1,0 +1,107 @@
+//! The workload behind this sidecar: its name, what is steered, what happens without a proxy.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Cidr, Protocol, UnknownDestination};
+
+/// Who the sidecar speaks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workload {
+    pub name: String,
+    pub namespace: String,
+}
+
+/// What the workload's own connections may do and what of them is steered to the proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outbound {
+    /// What to do with a destination that no service claims.
+    pub unknown: UnknownDestination,
+    /// Destinations that the kernel leaves alone.
+    pub exclude_cidrs: Vec<Cidr>,
+    /// Destination ports that the kernel leaves alone.
+    pub exclude_ports: BTreeSet<u16>,
+    /// Protocol declared for a destination port, whatever the address; others are detected.
+    pub ports: BTreeMap<u16, Protocol>,
+}
+
+impl Default for Workload {
+    fn default() -> Self {
+        Self {
+            name: "workload".to_owned(),
+            namespace: "default".to_owned(),
+        }
+    }
+}
+
+impl Default for Outbound {
+    fn default() -> Self {
+        Self {
+            unknown: UnknownDestination::Passthrough,
+            exclude_cidrs: Vec::new(),
+            exclude_ports: BTreeSet::new(),
+            ports: BTreeMap::new(),
+        }
+    }
+}
+
+/// Which ports of the workload are handed to the proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InboundCapture {
+    /// Every port that a process of the workload listens on. A bare host's other services are left alone.
+    Workload,
+    /// Only the ports listed in [`Inbound::ports`].
+    Listed,
+    /// Nothing.
+    None,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inbound {
+    pub capture: InboundCapture,
+    pub ports: BTreeMap<u16, InboundPort>,
+    pub exclude_ports: BTreeSet<u16>,
+}
+
+impl Default for Inbound {
+    fn default() -> Self {
+        Self {
+            capture: InboundCapture::Workload,
+            ports: BTreeMap::new(),
+            exclude_ports: BTreeSet::new(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InboundPort {
+    pub protocol: Protocol,
+}
+
+/// Redirect past the TCP stack between sockets of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redirect {
+    pub enabled: bool,
+    /// Bytes that may be redirected in one direction of one flow and not yet proven drained.
+    pub credit_bytes: u32,
+    /// Ports (of the destination) whose flows stay on TCP.
+    pub exclude_ports: BTreeSet<u16>,
+}
+
+impl Default for Redirect {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            credit_bytes: 256 * 1024,
+            exclude_ports: BTreeSet::new(),
+        }
+    }
+}
+
+/// What the workload's traffic does while no proxy is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailRule {
+    /// Refuse.
+    Closed,
+    /// Bypass the proxy.
+    Open,
+}

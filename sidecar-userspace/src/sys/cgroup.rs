@@ -1,0 +1,206 @@
+//! cgroup v2: where it is mounted, where we are in it, and cgroups of our own.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process, thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use thiserror::Error;
+
+#[derive(Debug, Error)]
+pub enum CgroupError {
+    #[error("cgroup v2 is not mounted; mount it: mount -t cgroup2 none /sys/fs/cgroup/unified")]
+    NotMounted,
+    #[error("this process is in no cgroup v2")]
+    NotAMember,
+    #[error("{0} is not a cgroup v2 directory")]
+    NotACgroup(PathBuf),
+    #[error("cannot {action} cgroup {path}: {source}")]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+}
+
+/// A cgroup v2 directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// Where cgroup v2 is mounted: alone, or beside v1.
+    pub fn mount_point() -> Result<PathBuf, CgroupError> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        // 35 24 0:30 / /sys/fs/cgroup rw,… - cgroup2 cgroup2 rw
+        mounts
+            .lines()
+            .find_map(|line| {
+                let (left, right) = line.split_once(" - ")?;
+                let root = left.split(' ').nth(3)?;
+                let path = left.split(' ').nth(4)?;
+                (right.starts_with("cgroup2 ") && root == "/").then(|| PathBuf::from(path))
+            })
+            .ok_or(CgroupError::NotMounted)
+    }
+
+    /// The cgroup of this process.
+    pub fn own() -> Result<Self, CgroupError> {
+        let mount_point = Self::mount_point()?;
+        let memberships = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let own = memberships
+            .lines()
+            .find_map(|line| line.strip_prefix("0::/"));
+        Ok(Self {
+            path: mount_point.join(own.ok_or(CgroupError::NotAMember)?),
+        })
+    }
+
+    /// An existing cgroup, by its directory or by its path below the mount point.
+    pub fn open(path: &Path) -> Result<Self, CgroupError> {
+        let below = || Some(Self::mount_point().ok()?.join(path.strip_prefix("/").ok()?));
+        let found = [Some(path.to_owned()), below()].into_iter().flatten();
+        let mut found = found.filter(|path| path.join("cgroup.procs").exists());
+        let path = found
+            .next()
+            .ok_or_else(|| CgroupError::NotACgroup(path.to_owned()))?;
+        // v1 directories have a cgroup.procs too.
+        if !path.starts_with(Self::mount_point()?) {
+            return Err(CgroupError::NotACgroup(path));
+        }
+        Ok(Self { path })
+    }
+
+    /// The child `name`, made if it is missing.
+    pub fn child(&self, name: &str) -> Result<Self, CgroupError> {
+        let path = self.path.join(name);
+        match fs::create_dir(&path) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => Err(CgroupError::Io {
+                action: "create",
+                path,
+                source,
+            }),
+            _ => Ok(Self { path }),
+        }
+    }
+
+    pub fn parent(&self) -> Option<Self> {
+        Some(Self {
+            path: self.path.parent()?.to_owned(),
+        })
+    }
+
+    /// The last part of the path.
+    pub fn name(&self) -> &str {
+        self.path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default()
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether `other` is this cgroup or below it.
+    pub fn contains(&self, other: &Self) -> bool {
+        other.path.starts_with(&self.path)
+    }
+
+    /// The id by which BPF knows it: the inode of the directory.
+    pub fn id(&self) -> Result<u64, CgroupError> {
+        fs::metadata(&self.path)
+            .map(|m| m.ino())
+            .map_err(self.failed("look at"))
+    }
+
+    /// A descriptor to attach programs to.
+    pub fn open_directory(&self) -> Result<File, CgroupError> {
+        File::open(&self.path).map_err(self.failed("open"))
+    }
+
+    /// Moves this process, with all its threads, here.
+    pub fn enter(&self) -> Result<(), CgroupError> {
+        fs::write(self.path.join("cgroup.procs"), process::id().to_string())
+            .map_err(self.failed("enter"))
+    }
+
+    /// Processes in this cgroup itself.
+    pub fn processes(&self) -> Result<Vec<u32>, CgroupError> {
+        let text =
+            fs::read_to_string(self.path.join("cgroup.procs")).map_err(self.failed("read"))?;
+        Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
+    }
+
+    /// Processes in this cgroup and below it.
+    pub fn all_processes(&self) -> Vec<u32> {
+        let mut found = self.processes().unwrap_or_default();
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        for entry in entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
+            found.extend(Self { path: entry.path() }.all_processes());
+        }
+        found
+    }
+
+    /// Sends a signal to every process in this cgroup and below it.
+    pub fn signal(&self, signal: Signal) {
+        for pid in self.all_processes() {
+            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+                // Gone in the meantime: that is what was wanted.
+                let _ = kill_process(pid, signal);
+            }
+        }
+    }
+
+    /// Whether a process is in this cgroup or below it.
+    pub fn populated(&self) -> bool {
+        fs::read_to_string(self.path.join("cgroup.events"))
+            .is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
+    }
+
+    /// Removes the empty cgroup; processes that have just ended may still be counted for a moment.
+    pub fn remove(&self) -> Result<(), CgroupError> {
+        let deadline = Instant::now() + Duration::from_millis(500);
+        loop {
+            match fs::remove_dir(&self.path) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                result => return result.map_err(self.failed("remove")),
+            }
+        }
+    }
+
+    /// The cgroup with `id`, wherever it is; `None` if it is gone.
+    pub fn with_id(id: u64) -> Option<Self> {
+        let mut pending = vec![Self::mount_point().ok()?];
+        while let Some(path) = pending.pop() {
+            if fs::metadata(&path).is_ok_and(|m| m.ino() == id) {
+                return Some(Self { path });
+            }
+            let entries = fs::read_dir(&path).into_iter().flatten().flatten();
+            pending.extend(
+                entries
+                    .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+                    .map(|e| e.path()),
+            );
+        }
+        None
+    }
+
+    fn failed(&self, action: &'static str) -> impl FnOnce(io::Error) -> CgroupError {
+        let path = self.path.clone();
+        move |source| CgroupError::Io {
+            action,
+            path,
+            source,
+        }
+    }
+}

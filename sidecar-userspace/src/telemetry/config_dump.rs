@@ -1,0 +1,158 @@
+//! The configuration in force, as JSON for people and tools.
+
+use serde_json::{Value, json};
+
+use crate::model::{
+    Cidr, Endpoint, EndpointAddress, HostMatch, PathMatch, Protocol, Route, Service, Snapshot,
+    Timeouts,
+};
+
+/// Everything in `snapshot`; names follow the model, durations are in seconds.
+pub fn config_dump(snapshot: &Snapshot) -> Value {
+    let Snapshot {
+        generation,
+        workload,
+        outbound,
+        inbound,
+        redirect,
+        fail_rule,
+        listeners,
+        limits,
+        ..
+    } = snapshot;
+    json!({
+        "generation": generation,
+        "workload": { "name": workload.name, "namespace": workload.namespace },
+        "outbound": {
+            "unknown": format!("{:?}", outbound.unknown),
+            "exclude_cidrs": texts(&outbound.exclude_cidrs),
+            "exclude_ports": outbound.exclude_ports,
+            "ports": outbound.ports.iter()
+                .map(|(port, declared)| (port.to_string(), protocol(*declared).into()))
+                .collect::<serde_json::Map<_, _>>(),
+        },
+        "inbound": {
+            "capture": format!("{:?}", inbound.capture),
+            "exclude_ports": inbound.exclude_ports,
+            "ports": inbound.ports.iter()
+                .map(|(port, declared)| (port.to_string(), protocol(declared.protocol).into()))
+                .collect::<serde_json::Map<_, _>>(),
+        },
+        "redirect": {
+            "enabled": redirect.enabled,
+            "credit_bytes": redirect.credit_bytes,
+            "exclude_ports": redirect.exclude_ports,
+        },
+        "fail_rule": format!("{fail_rule:?}"),
+        "listeners": {
+            "outbound": listeners.outbound,
+            "inbound": listeners.inbound,
+            "admin": listeners.admin,
+            "metrics": listeners.metrics,
+            "health": listeners.health,
+        },
+        "limits": {
+            "connections": limits.connections,
+            "header_bytes": limits.header_bytes,
+            "headers": limits.headers,
+            "buffer_bytes": limits.buffer_bytes,
+            "idle_connections_per_endpoint": limits.idle_connections_per_endpoint,
+        },
+        "timeouts_s": timeouts(&snapshot.timeouts),
+        "access_log": {
+            "format": format!("{:?}", snapshot.access_log.format),
+            "path": snapshot.access_log.path,
+        },
+        "workers": snapshot.workers,
+        "services": clusters(snapshot),
+        "routes": snapshot.routes().iter().map(route).collect::<Value>(),
+    })
+}
+
+/// The services and their endpoints.
+pub fn clusters(snapshot: &Snapshot) -> Value {
+    snapshot
+        .services()
+        .iter()
+        .map(|each| service(each))
+        .collect()
+}
+
+fn timeouts(timeouts: &Timeouts) -> Value {
+    let Timeouts {
+        connect,
+        idle,
+        request_head,
+        http_idle,
+        keepalive,
+        user,
+        drain,
+    } = timeouts;
+    json!({
+        "connect": connect.as_secs_f64(),
+        "idle": idle.as_secs_f64(),
+        "request_head": request_head.as_secs_f64(),
+        "http_idle": http_idle.as_secs_f64(),
+        "keepalive": keepalive.as_secs_f64(),
+        "user": user.as_secs_f64(),
+        "drain": drain.as_secs_f64(),
+    })
+}
+
+fn service(service: &Service) -> Value {
+    json!({
+        "name": service.name.as_ref(),
+        "hosts": service.hosts,
+        "addresses": texts(&service.addresses),
+        "ports": service.ports.iter()
+            .map(|port| json!({ "port": port.port, "protocol": protocol(port.protocol) }))
+            .collect::<Value>(),
+        "endpoints": service.endpoints.iter().map(endpoint).collect::<Value>(),
+        "connect_timeout_s": service.connect_timeout.as_secs_f64(),
+    })
+}
+
+fn endpoint(endpoint: &Endpoint) -> Value {
+    let address = match &endpoint.address {
+        EndpointAddress::Ip(ip) => ip.to_string(),
+        EndpointAddress::Name(name) => name.clone(),
+    };
+    json!({ "address": address, "port": endpoint.port, "weight": endpoint.weight })
+}
+
+fn route(route: &Route) -> Value {
+    let host = |host: &HostMatch| match host {
+        HostMatch::Exact(name) => name.clone(),
+        HostMatch::Suffix(suffix) => format!("*{suffix}"),
+    };
+    let path = |path: &PathMatch| match path {
+        PathMatch::Exact(exact) => json!({ "exact": exact }),
+        PathMatch::Prefix(prefix) => json!({ "prefix": prefix }),
+    };
+    json!({
+        "name": route.name.as_ref(),
+        "hosts": route.hosts.iter().map(host).collect::<Value>(),
+        "rules": route.rules.iter().map(|rule| json!({
+            "path": path(&rule.path),
+            "request_timeout_s": rule.request_timeout.map(|timeout| timeout.as_secs_f64()),
+            "backends": rule.backends.iter().map(|backend| json!({
+                "service": backend.service.name.as_ref(),
+                "port": backend.port,
+                "weight": backend.weight,
+            })).collect::<Value>(),
+        })).collect::<Value>(),
+    })
+}
+
+fn texts(ranges: &[Cidr]) -> Vec<String> {
+    ranges.iter().map(Cidr::to_string).collect()
+}
+
+fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Auto => "auto",
+        Protocol::Tcp => "tcp",
+        Protocol::Http => "http",
+        Protocol::Http2 => "http2",
+    }
+}

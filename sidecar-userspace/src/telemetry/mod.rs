@@ -1,0 +1,7 @@
+//! What the proxy tells about itself: metrics, the access log, the admin endpoints.
+
+pub mod access_log;
+pub mod admin;
+mod config_dump;
+mod line;
+pub mod metrics;

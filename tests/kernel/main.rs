@@ -1,0 +1,16 @@
+//! Tests that need root: real programs in the kernel, real sockets, real namespaces.
+
+mod badinput;
+mod churn;
+mod credit;
+mod integrity;
+mod isolation;
+mod lifecycle;
+mod origin;
+mod peers;
+mod protocols;
+mod readers;
+mod resets;
+mod startup;
+mod world;
+mod wrap;

@@ -1,0 +1,199 @@
+//! Every way to read: none hangs or misreads. What the kernel cannot give is counted, and where it can be detected, the
+//! flow is opted out.
+
+use anyhow::{Result, ensure};
+use sidecar_tests::{
+    report::Report,
+    world::{Settings, Workload, World},
+};
+
+use crate::integrity::{Ends, exchange};
+
+/// As `traffic --how` names them.
+pub const WAYS: [&str; 10] = [
+    "plain",
+    "splice",
+    "wait-all",
+    "low-water",
+    "peek",
+    "uring",
+    "fionread",
+    "poll",
+    "epoll-edge",
+    "timeout",
+];
+
+const CONNECTIONS: &str = "200";
+
+/// Both ends read in one way; each sleeps in `send` with one thread and reads with another.
+fn read_exactly(how: &str) {
+    World::play(|world| {
+        let a = world.workload("a")?.with_sidecar(&Settings::default())?;
+        let b = world.workload("b")?.with_sidecar(&Settings::default())?;
+        for (client, server) in [(&a, &b), (&a, &a)] {
+            let (client, server) = read(how, client, server)?;
+            client.expect_exact(200)?;
+            server.expect_exact(200)?;
+            println!("{how}: {:?} {:?}", client.oddities, server.oddities);
+        }
+        ensure!(
+            a.metrics()?.kernel_events("redirected") > 0,
+            "nothing was redirected: {}",
+            a.metrics()?
+        );
+        a.sidecar()?.expect_no_panic()
+    });
+}
+
+fn read(how: &str, client: &Workload<'_>, server: &Workload<'_>) -> Result<(Report, Report)> {
+    let address = server.v4(7000);
+    let ends = Ends {
+        client,
+        server,
+        listen: address,
+        to: address,
+    };
+    // Those that wait for a number of bytes cannot play scripts in which the other end waits for an answer.
+    let style = if matches!(how, "wait-all" | "low-water") {
+        "duplex"
+    } else {
+        "any"
+    };
+    let both = [
+        "--connections",
+        CONNECTIONS,
+        "--how",
+        how,
+        "--deadline-seconds",
+        "60",
+    ];
+    exchange(&ends, "blocking", &both, &[], &["--style", style])
+}
+
+#[test]
+fn blocking_full_duplex_with_threads() {
+    read_exactly("plain");
+}
+
+#[test]
+fn msg_waitall() {
+    read_exactly("wait-all");
+}
+
+#[test]
+fn so_rcvlowat() {
+    read_exactly("low-water");
+}
+
+#[test]
+fn msg_peek() {
+    read_exactly("peek");
+}
+
+#[test]
+fn io_uring() {
+    read_exactly("uring");
+}
+
+#[test]
+fn fionread() {
+    read_exactly("fionread");
+}
+
+#[test]
+fn poll_level_triggered() {
+    read_exactly("poll");
+}
+
+#[test]
+fn epoll_edge_triggered() {
+    read_exactly("epoll-edge");
+}
+
+#[test]
+fn so_rcvtimeo() {
+    read_exactly("timeout");
+}
+
+/// Readers of tokio and nginx wait for the next edge after a short read. A redirected message ends a read early although
+/// bytes of TCP wait behind it: they must not wait for ever.
+#[test]
+fn hasty_epoll() {
+    World::play(|world| {
+        let a = world.workload("a")?.with_sidecar(&Settings::default())?;
+        let b = world.workload("b")?.with_sidecar(&Settings::default())?;
+        for (client, server) in [(&a, &b), (&a, &a)] {
+            for address in [server.v4(7000), server.v6(7000)] {
+                let ends = Ends {
+                    client,
+                    server,
+                    listen: address,
+                    to: address,
+                };
+                let both = ["--connections", "1000", "--deadline-seconds", "30"];
+                let (client, server) = exchange(&ends, "hasty", &both, &[], &[])?;
+                client.expect_exact(1000)?;
+                server.expect_exact(1000)?;
+            }
+        }
+        Ok(())
+    });
+}
+
+/// splice(2) never sees redirected bytes. The first flows may be caught by it: they end with an error, they do not
+/// hang and do not lie. From then on the workload is known to splice and everything is exact.
+#[test]
+fn splice_is_detected() {
+    World::play(|world| {
+        let a = world.workload("a")?.with_sidecar(&Settings::default())?;
+        let b = world.workload("b")?.with_sidecar(&Settings::default())?;
+        let (client, server) = read("splice", &a, &b)?;
+        println!("first: {client:?}\n{server:?}");
+        ensure!(
+            client.corrupted + server.corrupted == 0,
+            "misread: {client:?} {server:?}"
+        );
+        let hung = |report: &Report| {
+            report
+                .failures
+                .iter()
+                .any(|failure| failure.starts_with("hung"))
+        };
+        ensure!(
+            !hung(&client) && !hung(&server),
+            "hung: {client:?} {server:?}"
+        );
+        let (client, server) = read("splice", &a, &b)?;
+        client.expect_exact(200)?;
+        server.expect_exact(200)
+    });
+}
+
+/// A port that is opted out behaves as TCP does, to the last oddity.
+#[test]
+fn an_excluded_port_stays_on_tcp() {
+    World::play(|world| {
+        let settings = Settings::default().push("redirect.exclude.ports", 7000);
+        let a = world.workload("a")?.with_sidecar(&settings)?;
+        let b = world.workload("b")?.with_sidecar(&settings)?;
+        for how in WAYS {
+            let (client, server) = read(how, &a, &b)?;
+            client.expect_exact(200)?;
+            server.expect_exact(200)?;
+            let odd = [
+                "spurious_eagain",
+                "short_wait_all",
+                "below_low_water",
+                "fionread_zero",
+                "fionread_too_much",
+                "early_timeout",
+            ];
+            let odd = odd
+                .iter()
+                .map(|name| client.oddity(name) + server.oddity(name))
+                .sum::<u64>();
+            ensure!(odd == 0, "{how}: {client:?} {server:?}");
+        }
+        Ok(())
+    });
+}

@@ -1,0 +1,7 @@
+//! Tests of the whole that need no root.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod checker;
+mod http;
+mod proxy;

@@ -1,0 +1,9 @@
+//! The proxy in this process, without a kernel half: the original destination is what the test says.
+
+mod detection;
+mod endpoints;
+mod failures;
+mod limits;
+mod outcomes;
+mod relay;
+pub mod world;

@@ -1,0 +1,79 @@
+//! Sockets as the programs want them.
+
+use std::{
+    io::{self, Read},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    time::{Duration, Instant},
+};
+
+use sidecar_tests::sys;
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// How to reach the other end.
+#[derive(Debug, Clone, Default)]
+pub struct Dial {
+    pub fast_open: bool,
+    /// Local port; any if `None`.
+    pub source_port: Option<u16>,
+}
+
+/// A listener with a long backlog that can be bound again at once.
+pub fn listen(address: SocketAddr, fast_open: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    if fast_open {
+        sys::set_fast_open_listen(&socket)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(4096)?;
+    Ok(socket.into())
+}
+
+/// A blocking connection without Nagle's delay.
+pub fn dial(address: SocketAddr, how: &Dial) -> io::Result<TcpStream> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    if let Some(port) = how.source_port {
+        socket.set_reuse_address(true)?;
+        let local = match address {
+            SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
+            SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
+        };
+        socket.bind(&local.into())?;
+    }
+    if how.fast_open {
+        sys::set_fast_open_connect(&socket)?;
+    }
+    socket.connect(&address.into())?;
+    socket.set_tcp_nodelay(true)?;
+    Ok(socket.into())
+}
+
+/// Makes the next close a reset.
+pub fn reset_on_close(stream: &TcpStream) -> io::Result<()> {
+    socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO))
+}
+
+/// Reads to the end, within the socket's time-out. A blocking receive on a socket of a sockmap says EAGAIN once when it is
+/// woken by a reset, and the reset only when it is asked again.
+pub fn read_to_end(stream: &mut TcpStream, received: &mut Vec<u8>) -> io::Result<()> {
+    let (started, limit) = (
+        Instant::now(),
+        stream.read_timeout()?.unwrap_or(Duration::MAX),
+    );
+    match stream.read_to_end(received) {
+        Err(error)
+            if error.kind() == io::ErrorKind::WouldBlock && started.elapsed() < limit / 2 =>
+        {
+            stream.read_to_end(received).map(drop)
+        }
+        result => result.map(drop),
+    }
+}

@@ -1,0 +1,90 @@
+//! Round trips and how long they take.
+
+use std::{
+    io::{Read, Write},
+    net::SocketAddr,
+    time::Instant,
+};
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use serde::Serialize;
+
+use crate::{connect, say, tell};
+
+#[derive(Args)]
+pub struct Echo {
+    #[arg(long)]
+    listen: SocketAddr,
+}
+
+#[derive(Args)]
+pub struct PingPong {
+    #[arg(long)]
+    to: SocketAddr,
+    #[arg(long, default_value_t = 64)]
+    message_bytes: usize,
+    #[arg(long, default_value_t = 1000)]
+    rounds: usize,
+    /// Let the connection idle for so long halfway.
+    #[arg(long, default_value_t = 0)]
+    idle_ms: u64,
+}
+
+#[derive(Serialize)]
+struct Latency {
+    rounds: usize,
+    p50_us: f64,
+    p99_us: f64,
+    max_us: f64,
+}
+
+impl Echo {
+    /// Serves until it is killed.
+    pub fn run(self) -> Result<()> {
+        let listener = connect::listen(self.listen, false)?;
+        say(format_args!("listening {}", listener.local_addr()?))?;
+        loop {
+            let (stream, _) = listener.accept()?;
+            std::thread::spawn(move || {
+                let (mut reader, mut writer) = (&stream, &stream);
+                stream
+                    .set_nodelay(true)
+                    .and_then(|()| std::io::copy(&mut reader, &mut writer))
+            });
+        }
+    }
+}
+
+impl PingPong {
+    pub fn run(self) -> Result<()> {
+        let mut stream = connect::dial(self.to, &connect::Dial::default())?;
+        let mut times_us = Vec::with_capacity(self.rounds);
+        let mut answer = vec![0; self.message_bytes];
+        for round in 0..self.rounds {
+            if round == self.rounds / 2 {
+                std::thread::sleep(std::time::Duration::from_millis(self.idle_ms));
+            }
+            let message = vec![round as u8; self.message_bytes];
+            let started = Instant::now();
+            stream.write_all(&message)?;
+            stream.read_exact(&mut answer)?;
+            times_us.push(started.elapsed().as_secs_f64() * 1e6);
+            ensure!(answer == message, "round {round} came back changed");
+        }
+        times_us.sort_by(f64::total_cmp);
+        let quantile = |q: f64| {
+            times_us
+                .get((times_us.len() as f64 * q) as usize)
+                .copied()
+                .unwrap_or(f64::NAN)
+        };
+        let max_us = times_us.last().copied().unwrap_or(f64::NAN);
+        tell(&Latency {
+            rounds: self.rounds,
+            p50_us: quantile(0.5),
+            p99_us: quantile(0.99),
+            max_us,
+        })
+    }
+}

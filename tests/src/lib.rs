@@ -1,0 +1,17 @@
+//! The tests of the whole: the world they live in, and the traffic that they send through it.
+//!
+//! # Layout
+//!
+//! - [`world`]: namespaces, cgroups, workloads with or without a sidecar, gone again when they are dropped
+//! - [`stream`], [`script`], [`random`]: what an integrity connection carries and how it behaves
+//! - [`report`]: what the program `traffic` (src/bin/traffic) tells about a run
+//! - [`leaks`]: what a sidecar holds in the kernel, and whether it is gone
+//! - [`sys`]: the only unsafe
+
+pub mod leaks;
+pub mod random;
+pub mod report;
+pub mod script;
+pub mod stream;
+pub mod sys;
+pub mod world;

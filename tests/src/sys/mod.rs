@@ -1,0 +1,82 @@
+//! The few system calls that no safe crate offers: integer socket options, and one receive through io_uring.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd},
+};
+
+use io_uring::{IoUring, opcode, types};
+
+/// `setsockopt` with an `int`, for options that neither socket2 nor rustix know.
+pub fn set_option(socket: impl AsFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+    let length = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: the pointer is to a live `i32` of exactly `length` bytes, and the descriptor is borrowed, so open.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            length,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// The least number of bytes for which a socket counts as readable.
+pub fn set_receive_low_water(socket: impl AsFd, bytes: i32) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes)
+}
+
+/// `connect` returns at once; the first write leaves in the SYN if there is a cookie.
+pub fn set_fast_open_connect(socket: impl AsFd) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1)
+}
+
+/// A listener takes data in the SYN.
+pub fn set_fast_open_listen(socket: impl AsFd) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 64)
+}
+
+/// Receives through a ring of its own, one operation at a time.
+pub struct RingReader {
+    ring: IoUring,
+}
+
+impl RingReader {
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            ring: IoUring::new(2)?,
+        })
+    }
+
+    /// As `recv(2)`: the number of bytes received, 0 at the end of the stream.
+    pub fn receive(&mut self, socket: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
+        let entry = opcode::Recv::new(
+            types::Fd(socket.as_fd().as_raw_fd()),
+            buffer.as_mut_ptr(),
+            length,
+        )
+        .build();
+        // SAFETY: `buffer` and `socket` are borrowed until this function returns, and it returns only once the
+        // operation has completed, so the kernel never writes to the buffer after its end.
+        unsafe { self.ring.submission().push(&entry) }.map_err(io::Error::other)?;
+        loop {
+            match self.ring.submit_and_wait(1) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The operation may still be in flight and own the buffer: nothing sound is left to do.
+                Err(_) => std::process::abort(),
+            }
+            if let Some(completion) = self.ring.completion().next() {
+                return usize::try_from(completion.result())
+                    .map_err(|_| io::Error::from_raw_os_error(-completion.result()));
+            }
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! Where the programs are: ours, and those of Debian's packages.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+
+/// The binary `traffic` of this build: cargo puts it beside the tests' directory.
+pub fn traffic() -> Result<PathBuf> {
+    let test = env::current_exe()?;
+    let path = test
+        .ancestors()
+        .nth(2)
+        .map(|profile| profile.join("traffic"))
+        .context("the tests stand nowhere")?;
+    if !path.is_file() {
+        bail!(
+            "{} is missing: build it with `cargo build -p sidecar-tests --bin traffic`",
+            path.display()
+        );
+    }
+    Ok(path)
+}
+
+/// The binary under test: `SIDECAR_BIN`, else what `cargo xtask build` made.
+pub fn sidecar() -> Result<PathBuf> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("the tests stand in no workspace")?;
+    let target =
+        env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
+    let built = ["test-release", "debug"].map(|profile| target.join(profile).join("sidecar"));
+    let candidates: Vec<PathBuf> = match env::var_os("SIDECAR_BIN") {
+        Some(path) => vec![path.into()],
+        None => built.into(),
+    };
+    candidates.iter().find(|path| path.is_file()).cloned().with_context(|| {
+        format!("no sidecar binary at {candidates:?}: run `cargo xtask build`, or name one with SIDECAR_BIN")
+    })
+}
+
+/// A program of a Debian package, by its usual paths: a missing one is an error that names the package.
+pub fn packaged(program: &str, package: &str) -> Result<PathBuf> {
+    ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+        .iter()
+        .map(|directory| Path::new(directory).join(program))
+        .find(|path| path.is_file())
+        .with_context(|| format!("{program} is missing: apt-get install {package}"))
+}
