@@ -6,6 +6,7 @@
 //! - [`config`], the file, compiled to the model, and its replacement at run time
 //! - [`connection`], the eight steps of a connection, from accept to its record
 //! - [`http`], the relay of HTTP messages
+//! - [`identity`], who a workload is: SPIFFE identities
 //! - [`kernel`], the loader of the kernel half
 //! - [`lifecycle`], from start to end of the process
 //! - [`model`], the immutable snapshot that every step reads
@@ -20,6 +21,7 @@ pub mod command;
 pub mod config;
 pub mod connection;
 pub mod http;
+pub mod identity;
 pub mod kernel;
 pub mod lifecycle;
 pub mod model;

@@ -33,6 +33,7 @@ use self::{
 };
 use crate::{
     http,
+    identity::SpiffeId,
     lifecycle::drain::{DrainSignal, Guard},
     model::{Protocol, Snapshot},
 };
@@ -57,6 +58,8 @@ pub struct ConnectionContext {
     /// The address that the client asked for; `None` if it dialled the outbound listener itself, which makes
     /// it a client of the explicit HTTP proxy. v4-mapped addresses are given as IPv4.
     pub original: Option<SocketAddr>,
+    /// Who the client has proved to be; `None` on a plaintext connection.
+    pub peer_identity: Option<SpiffeId>,
     pub recorder: Recorder,
     pub drain: DrainSignal,
     /// State shared by the connections of one worker.

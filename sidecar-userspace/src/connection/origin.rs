@@ -79,6 +79,7 @@ pub fn origin(accepted: &Accepted, worker: &Rc<Worker>) -> Result<ConnectionCont
         direction: *direction,
         peer: *peer,
         original,
+        peer_identity: None,
         recorder: worker.recorder.clone(),
         drain: worker.drain.clone(),
         worker: worker.clone(),

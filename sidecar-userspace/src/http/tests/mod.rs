@@ -76,6 +76,7 @@ impl Proxy {
                         direction,
                         peer,
                         original,
+                        peer_identity: None,
                         recorder: worker.recorder.clone(),
                         drain: worker.drain.clone(),
                         worker: worker.clone(),
