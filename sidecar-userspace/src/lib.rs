@@ -10,6 +10,7 @@
 //! - [`kernel`], the loader of the kernel half
 //! - [`lifecycle`], from start to end of the process
 //! - [`model`], the immutable snapshot that every step reads
+//! - [`policy`], whether a connection or request may pass
 //! - [`proxy`], the threads that serve connections
 //! - [`sys`], what the operating system offers and no crate wraps
 //! - [`telemetry`], what the proxy tells about itself
@@ -25,6 +26,7 @@ pub mod identity;
 pub mod kernel;
 pub mod lifecycle;
 pub mod model;
+pub mod policy;
 pub mod proxy;
 pub mod sys;
 pub mod telemetry;

@@ -400,7 +400,7 @@ fn configuration_is_reloaded() {
         };
         let write =
             |text: &str| fs::write(a.sidecar()?.configuration(), text).map_err(anyhow::Error::from);
-        let refusing = Settings::default().set("outbound.unknown", "refuse");
+        let refusing = Settings::default().set("outbound.unknown", "registryOnly");
         ensure!(connects()?, "passthrough is the built-in setting");
 
         write(&refusing.text("a"))?;

@@ -26,7 +26,7 @@ pub struct ConfigErrors {
     errors: Vec<ConfigError>,
 }
 
-/// One mistake. Displayed as `12:9: expected one of passthrough, refuse; found "passthru"`.
+/// One mistake. Displayed as `12:9: expected one of passthrough, registryOnly; found "passthru"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ConfigError {

@@ -2,13 +2,14 @@
 //!
 //! # Layout
 //!
-//! - `file`, the keys, one definition each; `scalar` and `value`, how a single value is written
+//! - `file`, the keys, one definition each; `scalar`, `value` and `pattern`, how a single value is written
 //! - `validate`, what must hold between values, and the way into the model
 //! - [`schema`] and [`mod@reference`], the JSON Schema and the reference page, generated from `file`
 //! - [`watch`], the snapshot in force, and its replacement while the sidecar runs
 
 mod error;
 mod file;
+mod pattern;
 pub mod reference;
 mod scalar;
 pub mod schema;

@@ -46,7 +46,7 @@ fn every_setting_reaches_the_model() {
     let snapshot = parse("f", include_str!("tests/full.yaml")).unwrap();
     assert_eq!(snapshot.workload.name, "shop");
     assert_eq!(snapshot.workload.namespace, "prod");
-    assert_eq!(snapshot.outbound.unknown, UnknownDestination::Refuse);
+    assert_eq!(snapshot.outbound.unknown, UnknownDestination::RegistryOnly);
     assert_eq!(
         snapshot.outbound.exclude_cidrs[0].to_string(),
         "169.254.169.254/32"
@@ -150,7 +150,7 @@ failRule: \"\\e[31m\"
     assert_errors(
         text,
         &[
-            r#"f:2:12: expected one of passthrough, refuse; found "passthru""#,
+            r#"f:2:12: expected one of passthrough, registryOnly; found "passthru""#,
             r#"f:3:22: expected zeros beyond the prefix, as in 10.0.0.0/8; found "10.0.0.1/8""#,
             r#"f:3:34: expected a prefix length from /0 to /32; found "10.0.0.0/33""#,
             r#"f:3:47: expected an address or a range of addresses such as 10.0.0.0/8; found "ten""#,
@@ -165,6 +165,55 @@ failRule: \"\\e[31m\"
             r#"f:6:24: expected a whole number from 1 to 10000000; found "0""#,
             r#"f:6:40: expected a size such as 256KiB, 64KB or 4096, from 8KiB to 16MiB; found "1KiB""#,
             r#"f:7:11: expected one of closed, open; found "\u{1b}[31m""#,
+        ],
+    );
+}
+
+#[test]
+fn policies_match_nothing_by_mistake() {
+    let text = "\
+authorization:
+  inbound:
+    default: perhaps
+    policies:
+      - name: default
+      - { name: a, action: BLOCK, rules: [{ from: [] }, { from: [{ source: {} }] }] }
+      - { name: a, rules: [{ to: [{ operation: { methods: [], paths: [/a?b, '/{*}x', ''] } }] }] }
+      - name: b
+        rules:
+          - from: [{ source: { ipBlocks: [10.0.0.1/8], principals: ['*a*'] } }]
+            to: [{ operation: { hosts: ['a:80'], ports: [0] } }]
+            when:
+              - { key: request.method, values: [GET] }
+              - { key: source.ip }
+              - { key: source.ip, values: [ten], notValues: [] }
+              - { key: destination.port, values: [http] }
+";
+    let template =
+        "expected a template such as /a/{*}/b/{**}: whole segments, {**} last, no other * or brace";
+    let keys = crate::policy::attribute::Attribute::keys();
+    assert_errors(
+        text,
+        &[
+            r#"f:3:14: expected one of allow, deny; found "perhaps""#,
+            r#"f:5:15: expected another name: this one stands for refusals because no policy matched; found "default""#,
+            r#"f:6:28: expected one of ALLOW, DENY, AUDIT; found "BLOCK""#,
+            r#"f:6:51: expected at least one source, or no list; found "none""#,
+            r#"f:6:76: expected a source with at least one key; leave it out to match everything; found "none""#,
+            r#"f:7:17: expected a name that no other policy has (see 6:17); found "a""#,
+            r#"f:7:59: expected at least one value, or no list; found "none""#,
+            r#"f:7:71: expected a path without ? and #: the query is not compared; found "/a?b""#,
+            &format!(r#"f:7:77: {template}; found "/{{*}}x""#),
+            r#"f:7:86: expected a text that is not empty, with a * at one end at most; found """#,
+            r#"f:10:43: expected zeros beyond the prefix, as in 10.0.0.0/8; found "10.0.0.1/8""#,
+            r#"f:10:69: expected a text with a * at one end at most; found "*a*""#,
+            r#"f:11:41: expected a host without a port: ports compares that; found "a:80""#,
+            r#"f:11:58: expected a whole number from 1 to 65535; found "0""#,
+            &format!(r#"f:13:24: expected one of {keys}; found "request.method""#),
+            r#"f:14:24: expected values or notValues beside the key; found "source.ip""#,
+            r#"f:15:44: expected an address or a range such as 10.0.0.0/8; found "ten""#,
+            r#"f:15:61: expected at least one value, or no list; found "none""#,
+            r#"f:16:51: expected a port from 1 to 65535; found "http""#,
         ],
     );
 }

@@ -11,8 +11,12 @@ use super::{
     error::Expected,
     scalar::{Number, Scalar},
 };
-use crate::model::{
-    self, AccessLogFormat, Cidr, FailRule, HostMatch, InboundCapture, Protocol, UnknownDestination,
+use crate::{
+    model::{
+        self, AccessLogFormat, Cidr, FailRule, HostMatch, InboundCapture, Protocol,
+        UnknownDestination,
+    },
+    policy::{Action, PathNormalization, Posture},
 };
 
 /// A port that can be connected to.
@@ -61,8 +65,14 @@ macro_rules! choice {
     };
 }
 
-choice!(UnknownDestination { "passthrough" => Passthrough, "refuse" => Refuse });
+choice!(UnknownDestination { "passthrough" => Passthrough, "registryOnly" => RegistryOnly });
 choice!(InboundCapture { "workload" => Workload, "listed" => Listed, "none" => None });
+choice!(Action { "ALLOW" => Allow, "DENY" => Deny, "AUDIT" => Audit });
+choice!(Posture { "allow" => Allow, "deny" => Deny });
+choice!(PathNormalization {
+    "strict" => Strict, "none" => None, "base" => Base, "mergeSlashes" => MergeSlashes,
+    "decodeAndMergeSlashes" => DecodeAndMergeSlashes
+});
 choice!(FailRule { "closed" => Closed, "open" => Open });
 choice!(AccessLogFormat { "json" => Json, "text" => Text, "none" => None });
 choice!(Protocol {

@@ -100,18 +100,33 @@ async fn steps(
     };
     record.service = target.service.as_ref().map(|service| service.name.clone());
     // The larger futures are boxed, so that a connection in its relay, where it spends its life, is small.
+    let of_bytes = authorise::OfBytes::new(&context);
     let (prefix, upstream) = match target.protocol {
+        // Nothing is dialled; requests may pass, or at least get an answer.
+        Protocol::Auto if of_bytes.is_denied() => {
+            let patience = of_bytes.patience(&context);
+            let Some(prefix) = Box::pin(detect::asks_http(&client, &context, patience)).await?
+            else {
+                of_bytes.enforce(record)?;
+                return Err(Reason::PolicyDenied.into());
+            };
+            return http(client, prefix, None, Some(target), context, record).await;
+        }
         // Balance and connect, while the client is heard.
         Protocol::Auto => match Box::pin(detect::detect(&client, &target, &context)).await? {
-            Detected::Tcp { prefix, upstream } => (prefix, upstream),
+            Detected::Tcp { prefix, upstream } => {
+                of_bytes.enforce(record)?;
+                (prefix, upstream)
+            }
             Detected::Http { prefix, upstream } => {
                 return http(client, prefix, upstream, Some(target), context, record).await;
             }
         },
-        Protocol::Tcp => (
-            Bytes::new(),
-            Box::pin(connect::connect(&context, &target)).await?,
-        ),
+        Protocol::Tcp => {
+            of_bytes.enforce(record)?;
+            let upstream = Box::pin(connect::connect(&context, &target)).await?;
+            (Bytes::new(), upstream)
+        }
         Protocol::Http | Protocol::Http2 => {
             return http(client, Bytes::new(), None, Some(target), context, record).await;
         }

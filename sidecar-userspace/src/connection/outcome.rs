@@ -71,7 +71,9 @@ reasons! {
     OriginUnknown = "origin_unknown", "NR", "the original destination of the connection could not be read";
     LoopDetected = "loop_detected", "NR", "the original destination is the sidecar itself";
     // authorise
-    DestinationRefused = "destination_refused", "UAEX", "no service claims the destination and outbound.unknown is refuse";
+    DestinationRefused = "destination_refused", "UAEX", "no service claims the destination and outbound.unknown is registryOnly";
+    PolicyDenied = "policy_denied", "UAEX", "an authorization policy refuses it";
+    PathRefused = "path_refused", "DPE", "the path or host has a spelling that applications read in different ways";
     // route
     NoRoute = "no_route", "NR", "no route and no service matches the request";
     // balance

@@ -17,6 +17,7 @@ use prometheus::{Histogram, IntCounter, IntGauge};
 use super::{Direction, Ended, Outcome, Reason, connect::ConnectError};
 use crate::{
     lifecycle::drain::{DrainSignal, Phase},
+    policy::RuleName,
     telemetry::{access_log::AccessLog, metrics::Metrics},
 };
 
@@ -147,6 +148,8 @@ impl Recorder {
             started: Instant::now(),
             client_bytes: 0,
             upstream_bytes: 0,
+            denied_by: None,
+            audited_by: Vec::new(),
             detail: None,
             outcome: None,
         }
@@ -175,6 +178,8 @@ impl Recorder {
             started_at: SystemTime::now(),
             started: Instant::now(),
             first_byte: None,
+            denied_by: None,
+            audited_by: Vec::new(),
             detail: None,
             outcome: None,
         }
@@ -199,6 +204,10 @@ pub struct ConnectionRecord {
     pub started: Instant,
     pub client_bytes: u64,
     pub upstream_bytes: u64,
+    /// The policy that refused it.
+    pub denied_by: Option<RuleName>,
+    /// AUDIT policies that matched it.
+    pub audited_by: Vec<RuleName>,
     /// Further words for the log.
     pub detail: Option<String>,
     outcome: Option<Outcome>,
@@ -243,6 +252,7 @@ impl Drop for ConnectionRecord {
         handles.ended.inc();
         handles.client_bytes.inc_by(self.client_bytes);
         handles.upstream_bytes.inc_by(self.upstream_bytes);
+        inner.policies(self.direction, self.denied_by.as_ref(), &self.audited_by);
         // Requests speak for an HTTP connection that went well.
         if self.protocol == "tcp" || self.outcome() != Outcome::Success {
             inner.log.connection(self);
@@ -279,6 +289,10 @@ pub struct RequestRecord {
     pub started: Instant,
     /// From the start to the response's head.
     pub first_byte: Option<Duration>,
+    /// The policy that refused it.
+    pub denied_by: Option<RuleName>,
+    /// AUDIT policies that matched it.
+    pub audited_by: Vec<RuleName>,
     pub detail: Option<String>,
     outcome: Option<Outcome>,
 }
@@ -302,7 +316,9 @@ impl Drop for RequestRecord {
         handles
             .duration
             .observe(self.started.elapsed().as_secs_f64());
-        self.recorder.0.log.request(self);
+        let inner = &self.recorder.0;
+        inner.policies(self.direction, self.denied_by.as_ref(), &self.audited_by);
+        inner.log.request(self);
     }
 }
 
@@ -367,6 +383,22 @@ impl Inner {
                 }
             },
         )
+    }
+
+    /// Counts what policies matched.
+    fn policies(
+        &self,
+        direction: Direction,
+        denied_by: Option<&RuleName>,
+        audited_by: &[RuleName],
+    ) {
+        let denied = denied_by.map(|rule| ("deny", rule));
+        let audited = audited_by.iter().map(|rule| ("audit", rule));
+        for (action, rule) in denied.into_iter().chain(audited) {
+            let policy = self.metrics.policy_label(&rule.policy);
+            let labels = [direction.name(), action, policy];
+            self.metrics.policy_matches.with_label_values(&labels).inc();
+        }
     }
 
     /// Why a task was dropped: at the end of a drain all that are left are.

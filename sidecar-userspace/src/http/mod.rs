@@ -5,13 +5,14 @@
 //! - `server`, a client's connection from its first byte to its last; `watch`, its clocks and the drain
 //! - [`framing`] and `audited`, the strict reading of HTTP/1 in front of hyper's; `wire`, what the connection's
 //!   parts tell each other
-//! - `relay`, one request up and its response down, with `route`, `headers`, `body` and `expect`
+//! - `relay`, one request up and its response down, with `authorise`, `route`, `headers`, `body` and `expect`
 //! - `client` and `pool`, balance and connect for requests
 //! - `tunnel`, what follows CONNECT and upgrades
 //! - `refusal`, the answers that the proxy makes itself
 //! - `exchange`, the record of one request
 
 mod audited;
+mod authorise;
 mod body;
 mod client;
 mod exchange;

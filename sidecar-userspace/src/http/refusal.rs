@@ -110,10 +110,12 @@ impl From<ConnectError> for Refusal {
 fn status_of(reason: Reason) -> StatusCode {
     match reason {
         // Whoever went away hears it only if it half-closed in the middle of its request.
-        Reason::BadRequest | Reason::ClientClosed | Reason::ClientReset => StatusCode::BAD_REQUEST,
+        Reason::BadRequest | Reason::PathRefused | Reason::ClientClosed | Reason::ClientReset => {
+            StatusCode::BAD_REQUEST
+        }
         Reason::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Reason::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
-        Reason::DestinationRefused => StatusCode::FORBIDDEN,
+        Reason::DestinationRefused | Reason::PolicyDenied => StatusCode::FORBIDDEN,
         Reason::NoRoute | Reason::OriginUnknown => StatusCode::NOT_FOUND,
         Reason::LoopDetected => StatusCode::LOOP_DETECTED,
         Reason::RequestTimeout => StatusCode::GATEWAY_TIMEOUT,

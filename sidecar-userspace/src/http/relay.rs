@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use tokio::time::Sleep;
 
 use super::{
+    authorise,
     body::{RequestBody, ResponseBody},
     client::{self, Sent},
     exchange::Exchange,
@@ -50,7 +51,7 @@ pub(super) async fn relay(
 async fn respond(
     session: &Rc<Session>,
     exchange: &Rc<Exchange>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Refusal> {
     if let Some(violation) = session.wire.refusal(request.method()) {
         exchange.note(|record| {
@@ -60,6 +61,7 @@ async fn respond(
         });
         return Err(violation.into());
     }
+    authorise::normalise(session, &mut request)?;
     let way = route::route(session, exchange, &request).await?;
     exchange.note(|record| {
         record.service = way
@@ -69,6 +71,7 @@ async fn respond(
             .map(|service| service.name.clone());
         record.route = way.route.clone();
     });
+    authorise::authorise(session, exchange, &request, &way)?;
     let connect = *request.method() == Method::CONNECT;
     let to_http2 = session.http2 || way.target.protocol == Protocol::Http2;
     if connect && to_http2 {

@@ -8,6 +8,7 @@ use super::{exchange::Exchange, refusal::Refusal, session::Session};
 use crate::{
     connection::{Direction, Reason, route::Target},
     model::{Protocol, RouteRule, Service, Snapshot, UnknownDestination},
+    policy::normalize,
 };
 
 /// Path under which the explicit proxy offers the services.
@@ -197,7 +198,7 @@ async fn resolve(session: &Session, host: &str, port: u16) -> Result<Target, Ref
 /// Whether a request may go where it goes; steered connections were asked before.
 fn authorise(session: &Session, known: bool) -> Result<(), Refusal> {
     let context = &session.context;
-    let refuse = context.snapshot.outbound.unknown == UnknownDestination::Refuse;
+    let refuse = context.snapshot.outbound.unknown == UnknownDestination::RegistryOnly;
     if context.direction == Direction::Outbound && refuse && !known {
         return Err(Refusal::new(Reason::DestinationRefused));
     }
@@ -222,15 +223,9 @@ fn http_port(service: &Service) -> u16 {
         .map_or(HTTP_PORT, |port| port.port)
 }
 
-/// The host of `authority` as services and routes have it: lower case, without port and trailing dot.
+/// The host of `authority` as services and routes have it: lower case, without port and trailing dots.
 fn host(authority: &Authority) -> Cow<'_, str> {
-    let host = authority.host();
-    let host = host.strip_suffix('.').unwrap_or(host);
-    if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        Cow::Owned(host.to_ascii_lowercase())
-    } else {
-        Cow::Borrowed(host)
-    }
+    normalize::host(authority.host())
 }
 
 fn no_such(snapshot: &Snapshot, name: &str) -> Refusal {

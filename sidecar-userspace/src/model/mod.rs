@@ -4,15 +4,17 @@
 //! whole snapshot and touches no connection.
 
 pub mod access_log;
+pub mod authorization;
+pub mod cidr;
 mod index;
-pub mod policy;
 pub mod route;
 pub mod service;
 pub mod snapshot;
 pub mod workload;
 
 pub use access_log::{AccessLog, AccessLogFormat};
-pub use policy::{Cidr, UnknownDestination};
+pub use authorization::Authorization;
+pub use cidr::{Cidr, UnknownDestination};
 pub use route::{Backend, HostMatch, PathMatch, Route, RouteRule};
 pub use service::{Endpoint, EndpointAddress, Protocol, Service, ServicePort};
 pub use snapshot::{Limits, Listeners, Snapshot, Timeouts};

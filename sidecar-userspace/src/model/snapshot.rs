@@ -9,8 +9,8 @@ use std::{
 };
 
 use super::{
-    AccessLog, FailRule, Inbound, Outbound, Redirect, Route, RouteRule, Service, Workload,
-    index::Index,
+    AccessLog, Authorization, FailRule, Inbound, Outbound, Redirect, Route, RouteRule, Service,
+    Workload, index::Index,
 };
 
 /// One configuration, compiled. Never changed, only replaced.
@@ -27,6 +27,7 @@ pub struct Snapshot {
     pub limits: Limits,
     pub timeouts: Timeouts,
     pub access_log: AccessLog,
+    pub authorization: Authorization,
     /// Threads that serve connections. Read at start only.
     pub workers: NonZeroUsize,
     // Private, so that the index cannot disagree with what it indexes.
@@ -96,6 +97,7 @@ impl Snapshot {
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             access_log: AccessLog::default(),
+            authorization: Authorization::default(),
             workers: default_workers(),
             services: Vec::new(),
             routes: Vec::new(),

@@ -2,9 +2,12 @@
 
 use serde_json::{Value, json};
 
-use crate::model::{
-    Cidr, Endpoint, EndpointAddress, HostMatch, PathMatch, Protocol, Route, Service, Snapshot,
-    Timeouts,
+use crate::{
+    model::{
+        Cidr, Endpoint, EndpointAddress, HostMatch, PathMatch, Protocol, Route, Service, Snapshot,
+        Timeouts,
+    },
+    policy::{Policy, PolicySet},
 };
 
 /// Everything in `snapshot`; names follow the model, durations are in seconds.
@@ -18,6 +21,7 @@ pub fn config_dump(snapshot: &Snapshot) -> Value {
         fail_rule,
         listeners,
         limits,
+        authorization,
         ..
     } = snapshot;
     json!({
@@ -64,8 +68,27 @@ pub fn config_dump(snapshot: &Snapshot) -> Value {
             "path": snapshot.access_log.path,
         },
         "workers": snapshot.workers,
+        "authorization": {
+            "path_normalization": format!("{:?}", authorization.path_normalization),
+            "inbound": policies(&authorization.inbound),
+            "outbound": policies(&authorization.outbound),
+        },
         "services": clusters(snapshot),
         "routes": snapshot.routes().iter().map(route).collect::<Value>(),
+    })
+}
+
+fn policies(set: &PolicySet) -> Value {
+    let policy = |policy: &Policy| {
+        json!({
+            "name": policy.name.as_ref(),
+            "action": policy.action.name(),
+            "rules": policy.rules.iter().map(|rule| format!("{rule:?}")).collect::<Value>(),
+        })
+    };
+    json!({
+        "default": format!("{:?}", set.posture()),
+        "policies": set.policies().iter().map(policy).collect::<Value>(),
     })
 }
 

@@ -30,6 +30,15 @@ struct Common<'a> {
     message: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<&'a str>,
+    /// Who refused it: a policy's name, or `default` if none matched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<&'a str>,
+    /// Position of the rule in its policy, from 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<usize>,
+    /// AUDIT policies that matched, with their rules.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    audit: Vec<String>,
     flags: &'static str,
     duration_ms: f64,
 }
@@ -178,6 +187,9 @@ fn connection_common(record: &ConnectionRecord) -> Common<'_> {
         reason: outcome.code(),
         message: outcome.reason().map(|reason| reason.words()),
         detail: record.detail.as_deref(),
+        policy: record.denied_by.as_ref().map(|rule| &*rule.policy),
+        rule: record.denied_by.as_ref().and_then(|rule| rule.rule),
+        audit: record.audited_by.iter().map(ToString::to_string).collect(),
         flags: outcome.reason().map_or("-", |reason| reason.flag()),
         duration_ms: milliseconds(record.started.elapsed()),
     }
@@ -196,6 +208,9 @@ fn request_common(record: &RequestRecord) -> Common<'_> {
         reason: outcome.code(),
         message: outcome.reason().map(|reason| reason.words()),
         detail: record.detail.as_deref(),
+        policy: record.denied_by.as_ref().map(|rule| &*rule.policy),
+        rule: record.denied_by.as_ref().and_then(|rule| rule.rule),
+        audit: record.audited_by.iter().map(ToString::to_string).collect(),
         flags: outcome.reason().map_or("-", |reason| reason.flag()),
         duration_ms: milliseconds(record.started.elapsed()),
     }
@@ -217,11 +232,23 @@ fn push(line: &mut Vec<u8>, arguments: std::fmt::Arguments<'_>) {
 }
 
 fn words(common: &Common<'_>) -> String {
-    match (common.message, common.detail) {
-        (None, None) => "-".to_owned(),
-        (Some(message), Some(detail)) => quote(&format!("{message}: {detail}")),
-        (message, detail) => quote(message.or(detail).unwrap_or("-")),
+    let rule = match (common.policy, common.rule) {
+        (Some(policy), Some(rule)) => Some(format!("policy {policy} rules[{rule}]")),
+        (Some(policy), None) => Some(format!("policy {policy}")),
+        (None, _) => None,
+    };
+    let audit = (!common.audit.is_empty()).then(|| format!("audit {}", common.audit.join(", ")));
+    let said = [
+        common.message,
+        rule.as_deref(),
+        common.detail,
+        audit.as_deref(),
+    ];
+    let said: Vec<&str> = said.into_iter().flatten().collect();
+    if said.is_empty() {
+        return "-".to_owned();
     }
+    quote(&said.join(": "))
 }
 
 fn or_dash(value: Option<impl Display>) -> String {

@@ -18,8 +18,8 @@ const DURATION_BUCKETS_S: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 ];
 
-/// Destinations that get a label value of their own; further ones share [`OVERFLOW`].
-const MAX_DESTINATIONS: usize = 500;
+/// Destinations, and policies, that get a label value of their own; further ones share [`OVERFLOW`].
+const MAX_LABELS: usize = 500;
 
 /// Label value of whatever exceeds the cardinality cap.
 pub const OVERFLOW: &str = "overflow";
@@ -44,11 +44,32 @@ pub struct Metrics {
     pub accept_errors: IntCounterVec,
     /// Attempts to dial an endpoint, by result.
     pub dials: IntCounterVec,
+    /// What policies matched that refuse or audit, by direction, action and policy.
+    pub policy_matches: IntCounterVec,
     /// Lines of the access log that were not written because its reader is too slow.
     pub access_log_dropped: IntCounter,
     configuration: Configuration,
-    /// Destinations that have a label value, see [`MAX_DESTINATIONS`].
-    destinations: Mutex<HashSet<String>>,
+    /// Destinations that have a label value, see [`MAX_LABELS`].
+    destinations: Capped,
+    policies: Capped,
+}
+
+/// Label values that were given out.
+#[derive(Debug, Default)]
+struct Capped(Mutex<HashSet<String>>);
+
+impl Capped {
+    fn label<'a>(&self, value: &'a str) -> &'a str {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.contains(value) {
+            return value;
+        }
+        if known.len() >= MAX_LABELS {
+            return OVERFLOW;
+        }
+        known.insert(value.to_owned());
+        value
+    }
 }
 
 /// The configuration in force and its reloads.
@@ -136,6 +157,11 @@ impl Metrics {
             "Attempts to connect to an endpoint.",
             &["result"],
         )?;
+        let policy_matches = counter(
+            "sidecar_policy_matches_total",
+            "Connections and requests that a policy refused (deny) or noted (audit).",
+            &["direction", "action", "policy"],
+        )?;
         let access_log_dropped = IntCounter::new(
             "sidecar_access_log_dropped_total",
             "Access log lines lost because the log's reader is too slow.",
@@ -163,9 +189,11 @@ impl Metrics {
             detections,
             accept_errors,
             dials,
+            policy_matches,
             access_log_dropped,
             configuration,
-            destinations: Mutex::default(),
+            destinations: Capped::default(),
+            policies: Capped::default(),
         })
     }
 
@@ -194,18 +222,12 @@ impl Metrics {
 
     /// The label value for `destination`: itself, or [`OVERFLOW`] once there are too many.
     pub fn destination_label<'a>(&self, destination: &'a str) -> &'a str {
-        let mut known = self
-            .destinations
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if known.contains(destination) {
-            return destination;
-        }
-        if known.len() >= MAX_DESTINATIONS {
-            return OVERFLOW;
-        }
-        known.insert(destination.to_owned());
-        destination
+        self.destinations.label(destination)
+    }
+
+    /// The same for the name of a policy.
+    pub fn policy_label<'a>(&self, policy: &'a str) -> &'a str {
+        self.policies.label(policy)
     }
 
     /// The text exposition format, version 0.0.4.
@@ -223,7 +245,7 @@ mod tests {
     #[test]
     fn destinations_are_capped() {
         let metrics = Metrics::new().unwrap();
-        for n in 0..MAX_DESTINATIONS {
+        for n in 0..MAX_LABELS {
             let name = format!("service-{n}");
             assert_eq!(metrics.destination_label(&name), name);
         }

@@ -3,5 +3,5 @@
 mod bulk;
 mod curl;
 mod grpc;
-mod programs;
+pub mod programs;
 mod websocket;

@@ -120,7 +120,7 @@ fn full_listener() -> (SocketAddr, Vec<TcpStream>) {
 #[test]
 fn an_unknown_destination_is_refused_where_configured() {
     let mut snapshot = snapshot();
-    snapshot.outbound.unknown = UnknownDestination::Refuse;
+    snapshot.outbound.unknown = UnknownDestination::RegistryOnly;
     let world = World::with(snapshot, echo());
     expect_reset(&mut world.connect());
     ping(&mut world.connect_inbound(), b"\x01inbound is not meant");

@@ -5,5 +5,6 @@ mod endpoints;
 mod failures;
 mod limits;
 mod outcomes;
+mod policy;
 mod relay;
 pub mod world;

@@ -3,6 +3,7 @@
 //! Nothing here stops at the first mistake: a value that is wrong is noted and replaced by its default, so that
 //! the rest can be judged too, and the snapshot is dropped in the end.
 
+mod policy;
 mod route;
 mod service;
 
@@ -57,6 +58,7 @@ pub(super) fn compile(file: File) -> Result<Snapshot, Vec<ConfigError>> {
         &mut snapshot,
         file.timeouts.unwrap_or_default(),
     );
+    snapshot.authorization = policy::compile(&mut report, file.authorization.unwrap_or_default());
     let access_log = file.access_log.unwrap_or_default();
     report.set(&mut snapshot.access_log.format, access_log.format);
     report.set(&mut snapshot.access_log.path, access_log.path);

@@ -9,10 +9,15 @@ mod learned;
 mod race;
 mod sniff;
 
-use bytes::Bytes;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
 
 pub use self::learned::{Known, Learned};
-use self::race::{Found, race};
+use self::{
+    race::{Found, SNIFF_BYTES, race, read_more},
+    sniff::{Sniffed, sniff},
+};
 use super::{
     ConnectionContext,
     connect::{self, ConnectError, Upstream},
@@ -30,6 +35,31 @@ pub enum Detected {
         prefix: Bytes,
         upstream: Option<Upstream>,
     },
+}
+
+/// Whether the client speaks HTTP, and what it said; `None` if it does not, or not within `patience`. For connections that may carry nothing else: the destination is not asked.
+pub async fn asks_http(
+    client: &Unserved,
+    context: &ConnectionContext,
+    patience: Duration,
+) -> Result<Option<Bytes>, ConnectError> {
+    let client = client.tcp().map_err(|error| ConnectError::client(&error))?;
+    let mut said = BytesMut::new();
+    let listen = async {
+        loop {
+            let read = read_more(client, &mut said, &context.worker.buffers).await;
+            match read.map_err(|error| ConnectError::client(&error))? {
+                0 => return Ok::<_, ConnectError>(false),
+                _ => match sniff(&said, SNIFF_BYTES) {
+                    Sniffed::Http => return Ok(true),
+                    Sniffed::Tcp => return Ok(false),
+                    Sniffed::Incomplete => {}
+                },
+            }
+        }
+    };
+    let http = tokio::time::timeout(patience, listen).await;
+    Ok(http.unwrap_or(Ok(false))?.then(|| said.freeze()))
 }
 
 /// Finds out what the client speaks. Errors are those of dialling, or [`super::Reason::ClientReset`].

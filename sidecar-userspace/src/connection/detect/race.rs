@@ -26,7 +26,7 @@ const HTTP_HEAD_START: Duration = Duration::from_millis(20);
 const INCOMPLETE: Duration = Duration::from_millis(200);
 
 /// Bytes of the client that are looked at.
-const SNIFF_BYTES: usize = 8 * 1024;
+pub(super) const SNIFF_BYTES: usize = 8 * 1024;
 
 /// What decided, or what there was when nothing more would come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +111,7 @@ pub async fn race(
 }
 
 /// Appends what the client has sent to `said`; 0: it ended.
-async fn read_more(
+pub(super) async fn read_more(
     client: &TcpStream,
     said: &mut BytesMut,
     buffers: &Buffers,

@@ -92,7 +92,7 @@ fn the_explicit_proxy() {
 #[test]
 fn unknown_destinations_can_be_refused() {
     let mut snapshot = snapshot();
-    snapshot.outbound.unknown = UnknownDestination::Refuse;
+    snapshot.outbound.unknown = UnknownDestination::RegistryOnly;
     let proxy = Proxy::start(snapshot, Direction::Outbound, None);
     let other = named("other");
     let answer = get(&proxy, &format!("http://{other}/x"), "ignored");

@@ -7,8 +7,8 @@ use std::{fmt, net::IpAddr, str::FromStr};
 pub enum UnknownDestination {
     /// Dial the address that the application asked for.
     Passthrough,
-    /// Refuse with a reset.
-    Refuse,
+    /// Refuse with a reset: only what the configuration names may be reached.
+    RegistryOnly,
 }
 
 /// An address range, such as `10.0.0.0/8` or `fd00::/8`; a bare address is a range of one.
