@@ -33,9 +33,14 @@ use crate::connection::{
     route::Target,
 };
 
-/// What one HTTP/2 stream, and all of a connection's together, may have under way.
+/// What one HTTP/2 stream may have under way.
 pub(super) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-pub(super) const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// And all streams of a connection together: each its own window, so that none waits for another's reader. h2 also
+/// derives from it how much it spends on holding frames of a few bytes (half of it, 256 bytes a frame), and closes the
+/// connection with ENHANCE_YOUR_CALM beyond that: streams of small gRPC messages must be able to wait for slow readers.
+pub(super) const CONNECTION_WINDOW_BYTES: u32 = 256 * STREAM_WINDOW_BYTES;
+/// Streams that were given up and are remembered for a moment, because more of them may be on its way.
+const MAX_RESET_STREAMS: usize = 1024;
 /// An HTTP/2 peer has this long to answer a ping.
 pub(super) const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// A request that no connection took is offered again this often.
@@ -256,6 +261,10 @@ async fn http2_connection(
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_header_list_size(u32::try_from(snapshot.limits.header_bytes).unwrap_or(u32::MAX))
+        .max_concurrent_reset_streams(MAX_RESET_STREAMS)
+        // What comes later for a stream that a client gave up counts as an error of the stream, and h2 never forgets one:
+        // a connection on which clients often cancel would be closed under those who do not.
+        .max_local_error_reset_streams(None)
         .keep_alive_timeout(PING_TIMEOUT);
     if !snapshot.timeouts.keepalive.is_zero() {
         builder.keep_alive_interval(snapshot.timeouts.keepalive);

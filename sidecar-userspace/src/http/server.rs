@@ -29,6 +29,9 @@ use crate::{
 
 /// Requests that one HTTP/2 client may have open at once.
 const MAX_STREAMS: u32 = 256;
+/// Requests that it may take back before they were looked at. After a moment in which this process did not run, that may be
+/// all it had open: a client whose calls ran out of time is no attacker.
+const MAX_UNSEEN_RESETS: usize = MAX_STREAMS as usize;
 
 /// How long, and for how much, a connection that is to be closed listens to a client that is still sending. A
 /// close with unread data is a reset, which takes from the client the answer that it did not read yet.
@@ -159,6 +162,7 @@ async fn http2(client: Audited, session: &Rc<Session>) -> End {
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
+        .max_pending_accept_reset_streams(MAX_UNSEEN_RESETS)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))

@@ -156,6 +156,61 @@ async fn a_reset_upstream_reaches_the_client_with_its_code() {
     proxy.await_recorded("upstream_reset", 1);
 }
 
+/// Messages of a few bytes, each a frame, that wait for a client which does not read yet: h2 counts what it takes to hold
+/// them, and must not take it for an attack.
+#[tokio::test]
+async fn small_messages_wait_for_a_slow_reader() {
+    const MESSAGES: usize = 5000;
+    const STREAMS: usize = 4;
+    let address = server(100, |(_, mut respond)| async move {
+        let mut stream = respond.send_response(Response::new(()), false).unwrap();
+        for _ in 0..MESSAGES {
+            send(&mut stream, Bytes::from_static(b"message")).await;
+            tokio::task::yield_now().await;
+        }
+        stream.send_trailers(HeaderMap::new()).unwrap();
+    });
+    let proxy = Proxy::to(address);
+    let tcp = tokio::net::TcpStream::connect(proxy.address).await.unwrap();
+    let mut builder = h2::client::Builder::new();
+    // The proxy may send a little, and then has to wait. The test's own h2 holds what comes.
+    builder
+        .initial_window_size(10_000)
+        .data_frame_budget(1 << 30);
+    let (sender, connection) = builder.handshake::<_, Bytes>(tcp).await.unwrap();
+    tokio::spawn(connection);
+    let mut sender = sender.ready().await.unwrap();
+    let mut bodies = Vec::new();
+    for _ in 0..STREAMS {
+        let response = sender.send_request(get(), true).unwrap().0.await.unwrap();
+        bodies.push(response.into_body());
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for body in bodies {
+        let (body, _) = read(body).await.unwrap();
+        assert_eq!(body.len(), MESSAGES * b"message".len());
+    }
+    proxy.await_recorded("ok", STREAMS as u64);
+}
+
+/// Calls that are all cancelled before the proxy has looked at them, and one that is not.
+#[tokio::test]
+async fn many_calls_are_cancelled_at_once() {
+    let address = server(1000, |(_, mut respond)| async move {
+        // Fails for those that are gone.
+        let _ = respond.send_response(Response::new(()), true);
+    });
+    let proxy = Proxy::to(address);
+    let (mut sender, _connection) = client(&proxy).await;
+    // The connection's task does not run meanwhile, so that one write has them all.
+    for _ in 0..200 {
+        let (_, mut stream) = sender.send_request(get(), false).unwrap();
+        stream.send_reset(Reason::CANCEL);
+    }
+    let (response, _) = sender.send_request(get(), true).unwrap();
+    assert_eq!(response.await.unwrap().status(), StatusCode::OK);
+}
+
 #[tokio::test]
 async fn a_client_that_resets_ends_the_request_upstream() {
     let (ended, mut end) = tokio::sync::mpsc::channel(1);
