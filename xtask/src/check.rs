@@ -183,20 +183,28 @@ fn verbs_in_help(help: &str) -> Vec<String> {
 
 /// Licences, bans and sources of the dependencies. Its installation takes minutes, so it is not forced on anybody.
 fn dependencies() -> Result<()> {
-    if !process::on_path("cargo-deny") {
+    let ours = paths::tools().join("bin/cargo-deny");
+    let deny = if ours.is_file() {
+        ours
+    } else if process::on_path("cargo-deny") {
+        "cargo-deny".into()
+    } else {
         eprintln!(
-            " ! cargo-deny is not installed: licences and sources of dependencies are not checked (`cargo install cargo-deny --locked`)"
+            " ! cargo-deny is not installed: licences and sources of dependencies are not checked (`cargo install cargo-deny --locked --root target/tools`)"
         );
         return Ok(());
-    }
+    };
     step::run(
         "cargo deny",
         "See .cargo/deny.toml.",
-        process::host_cargo().args([
-            "deny",
-            "check",
+        Command::new(deny).current_dir(paths::root()).args([
+            "--offline",
+            "--locked",
+            "--log-level",
+            "error",
             "--config",
             ".cargo/deny.toml",
+            "check",
             "bans",
             "licenses",
             "sources",
