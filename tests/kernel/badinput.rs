@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde::Deserialize;
-use sidecar_tests::world::{Running, Settings, Workload, World, workload::LIMIT};
+use sidecar_tests::world::{Running, Settings, Workload, World, wait, workload::LIMIT};
 
 use crate::peers;
 
@@ -200,8 +200,9 @@ fn malformed() -> Vec<(&'static str, Vec<u8>, bool)> {
 fn served<'w>(
     world: &'w World,
     directory: &std::path::Path,
+    settings: Settings,
 ) -> Result<(Workload<'w>, Workload<'w>, Running)> {
-    let settings = Settings::default().protocol(PORT, "http");
+    let settings = settings.protocol(PORT, "http");
     let (a, b) = (
         world.workload("a")?.with_sidecar(&settings)?,
         world.workload("b")?.with_sidecar(&settings)?,
@@ -239,7 +240,7 @@ fn serves(workload: &Workload<'_>, to: &Workload<'_>) -> Result<()> {
 fn malformed_requests_are_refused_and_the_next_is_served() {
     World::play(|world| {
         let directory = tempfile::tempdir()?;
-        let (a, b, nginx) = served(world, directory.path())?;
+        let (a, b, nginx) = served(world, directory.path(), Settings::default())?;
         // One client with a sidecar of its own, one that meets the server's at first hand.
         let c = world.workload("c")?;
         let mut wrong = Vec::new();
@@ -280,7 +281,7 @@ fn malformed_requests_are_refused_and_the_next_is_served() {
 fn a_reset_at_each_stage_of_a_request_does_no_harm() {
     World::play(|world| {
         let directory = tempfile::tempdir()?;
-        let (a, b, _nginx) = served(world, directory.path())?;
+        let (a, b, _nginx) = served(world, directory.path(), Settings::default())?;
         let stages = [
             "",
             "GET /pa",
@@ -300,33 +301,38 @@ fn a_reset_at_each_stage_of_a_request_does_no_harm() {
     });
 }
 
-/// Somebody who sends a byte now and then holds up nobody else.
+/// Those who send a byte now and then hold up nobody else.
 #[test]
-fn a_slow_client_holds_nobody_up() {
+fn slow_clients_hold_nobody_up() {
+    const SLOW: usize = 20;
     World::play(|world| {
         let directory = tempfile::tempdir()?;
-        let (a, b, _nginx) = served(world, directory.path())?;
+        let settings = Settings::default().set("timeouts.requestHead", "2m");
+        let (a, b, _nginx) = served(world, directory.path(), settings)?;
         let to = b.v4(PORT).to_string();
         let mut slow = Vec::new();
-        for number in 0..20 {
-            let script =
-                "{ printf 'GET /page HTTP/1.1\\r\\nHost: b\\r\\n'; sleep 20; } | $0 raw --to $1";
-            let traffic = sidecar_tests::world::programs::traffic()?
-                .display()
-                .to_string();
-            slow.push(a.start(
-                &format!("slow{number}"),
-                "/bin/sh",
-                &["-c", script, &traffic, &to],
-            )?);
+        for number in 0..SLOW {
+            let arguments = ["raw", "--to", &to, "--byte-every-ms", "5000"];
+            let mut client = a.traffic(&format!("slow{number}"), &arguments)?;
+            client.write(b"GET /page HTTP/1.1\r\nHost: b\r\n\r\n")?;
+            client.close_input();
+            slow.push(client);
         }
+        let outbound = ["direction=\"outbound\""];
+        wait::until_true("the slow clients", LIMIT, || {
+            let open = a.metrics()?.sum("sidecar_connections_open", &outbound);
+            Ok(open >= SLOW as f64)
+        })?;
         let started = std::time::Instant::now();
         serves(&a, &b)?;
+        // They would take more than two minutes.
         ensure!(
-            started.elapsed() < Duration::from_secs(2),
+            started.elapsed() < Duration::from_secs(30),
             "it took {:?}",
             started.elapsed()
         );
+        let open = a.metrics()?.sum("sidecar_connections_open", &outbound);
+        ensure!(open >= SLOW as f64, "the slow clients did not last: {open}");
         Ok(())
     });
 }

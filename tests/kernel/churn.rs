@@ -78,7 +78,7 @@ fn short_connections_leave_nothing() {
         let mut after = [before[0].clone(), before[1].clone()];
         let waited = wait::until_true(
             "everything to be given back",
-            Duration::from_secs(20),
+            Duration::from_secs(60),
             || {
                 after = [Holdings::of(&a)?, Holdings::of(&b)?];
                 Ok(after
@@ -97,10 +97,18 @@ fn short_connections_leave_nothing() {
 fn churn(client: &Workload<'_>, to: &str, connections: &str) -> Result<Report> {
     let program = client.traffic(
         "churn",
-        &["churn", "--to", to, "--connections", connections],
+        &[
+            "churn",
+            "--to",
+            to,
+            "--connections",
+            connections,
+            "--deadline-seconds",
+            "450",
+        ],
     )?;
     let report: Report = program
-        .finish(Duration::from_secs(330))?
+        .finish(Duration::from_secs(480))?
         .success()?
         .account()?;
     report.expect_exact(connections.parse()?)?;
@@ -110,7 +118,7 @@ fn churn(client: &Workload<'_>, to: &str, connections: &str) -> Result<Report> {
 /// What the two hold once it no longer changes.
 fn settled(a: &Workload<'_>, b: &Workload<'_>) -> Result<[Holdings; 2]> {
     let mut last = None;
-    wait::until("two equal looks", Duration::from_secs(15), || {
+    wait::until("two equal looks", Duration::from_secs(60), || {
         std::thread::sleep(Duration::from_secs(1));
         let now = [Holdings::of(a)?, Holdings::of(b)?];
         let same = last.replace(now.clone()) == Some(now.clone());

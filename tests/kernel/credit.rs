@@ -58,7 +58,7 @@ fn no_reader(client: &Workload<'_>, server: &Workload<'_>) -> Result<()> {
     let mut hoard = server.serving("hoard", &["hoard", "--listen", &to])?;
     let memory_before = client.sidecar()?.memory_bytes()?.0;
     let mut flood = client.traffic("flood", &["flood", "--to", &to, "--seconds", &seconds()])?;
-    flood.line_within("{", Duration::from_secs(90))?;
+    flood.line_within("{", Duration::from_secs(180))?;
     let memory_grown = client
         .sidecar()?
         .memory_bytes()?
@@ -66,11 +66,11 @@ fn no_reader(client: &Workload<'_>, server: &Workload<'_>) -> Result<()> {
         .saturating_sub(memory_before);
     hoard.write(b"read\n")?;
     let found: Found = hoard
-        .finish(Duration::from_secs(30))?
+        .finish(Duration::from_secs(90))?
         .success()?
         .account()?;
     let accepted: Accepted = flood
-        .finish(Duration::from_secs(30))?
+        .finish(Duration::from_secs(90))?
         .success()?
         .account()?;
     println!(
@@ -139,13 +139,13 @@ fn naive_redirect_exceeds_the_bound() {
                 "--to",
                 &to,
                 "--seconds",
-                "20",
+                "60",
                 "--stop-bytes",
                 &stop,
             ],
         )?;
         let account: Accepted =
-            serde_json::from_str(&flood.line_within("{", Duration::from_secs(30))?)?;
+            serde_json::from_str(&flood.line_within("{", Duration::from_secs(120))?)?;
         println!("{account:?} against a bound of {BOUND_BYTES}");
         ensure!(
             account.accepted_bytes > 2 * BOUND_BYTES,

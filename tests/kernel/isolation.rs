@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde::Deserialize;
 use sidecar_tests::{
     leaks,
@@ -99,38 +99,50 @@ fn who_is_not_enrolled_is_not_touched() {
         let (c, d) = (world.workload("c")?, world.workload("d")?);
         let echo = d.v4(7000);
         let _echo = d.serving("echo", &["echo", "--listen", &echo.to_string()])?;
-        let before_us = latency_us(&c, echo)?;
-
-        let a = world.workload("a")?.with_sidecar(&Settings::default())?;
-        let _b = world.workload("b")?.with_sidecar(&Settings::default())?;
-        ensure!(
-            leaks::attached_to_cgroup(&a.app_cgroup())? > 0,
-            "even the enrolled one has no programs"
-        );
-        ensure!(
-            leaks::attached_to_namespace(&a.namespace().path())? > 0,
-            "the enrolled namespace has no program"
-        );
-        for workload in [&c, &d] {
-            ensure!(
-                leaks::attached_to_cgroup(workload.cgroup())? == 0,
-                "programs on {}",
-                workload.name()
-            );
-            ensure!(
-                leaks::attached_to_namespace(&workload.namespace().path())? == 0,
-                "programs on {}",
-                workload.name()
-            );
+        let (mut without_us, mut with_us) = (f64::MAX, f64::MAX);
+        // What else the machine does comes and goes; what the sidecars cost would stay.
+        for _ in 0..5 {
+            without_us = without_us.min(latency_us(&c, echo)?);
+            with_us = with_us.min(latency_beside_sidecars(world, &c, &d, echo)?);
+            println!("round trip {without_us:.1} µs, {with_us:.1} µs with sidecars elsewhere");
+            if with_us < without_us * 1.3 + 2.0 {
+                return Ok(());
+            }
         }
-        let with_us = latency_us(&c, echo)?;
-        println!("round trip {before_us:.1} µs before, {with_us:.1} µs with sidecars elsewhere");
-        ensure!(
-            with_us < before_us * 1.3 + 2.0,
-            "{before_us:.1} µs became {with_us:.1} µs"
-        );
-        Ok(())
+        bail!("{without_us:.1} µs became {with_us:.1} µs")
     });
+}
+
+/// The round trip between `c` and `d` while two others have sidecars. No program may be attached to either.
+fn latency_beside_sidecars(
+    world: &World,
+    c: &Workload<'_>,
+    d: &Workload<'_>,
+    echo: SocketAddr,
+) -> Result<f64> {
+    let a = world.workload("a")?.with_sidecar(&Settings::default())?;
+    let _b = world.workload("b")?.with_sidecar(&Settings::default())?;
+    ensure!(
+        leaks::attached_to_cgroup(&a.app_cgroup())? > 0,
+        "even the enrolled one has no programs"
+    );
+    ensure!(
+        leaks::attached_to_namespace(&a.namespace().path())? > 0,
+        "the enrolled namespace has no program"
+    );
+    for workload in [c, d] {
+        ensure!(
+            leaks::attached_to_cgroup(workload.cgroup())? == 0,
+            "programs on {}",
+            workload.name()
+        );
+        ensure!(
+            leaks::attached_to_namespace(&workload.namespace().path())? == 0,
+            "programs on {}",
+            workload.name()
+        );
+    }
+    latency_us(c, echo)
 }
 
 /// In an enrolled pod, a process outside the steered group goes its own way.

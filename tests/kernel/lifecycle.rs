@@ -16,7 +16,10 @@ use sidecar_tests::{
     },
 };
 
-const SOON: Duration = Duration::from_secs(15);
+/// Longer than anything takes, on a machine that has much else to do.
+const SOON: Duration = Duration::from_secs(90);
+/// Less than what it would take to give up waiting, more than it takes to be told.
+const AT_ONCE: Duration = Duration::from_secs(20);
 
 /// Runs `sidecar run -- sh -c SCRIPT` to its end.
 fn ran(world: &World, name: &str, script: &str) -> Result<Finished> {
@@ -180,7 +183,8 @@ struct Answered {
 #[test]
 fn sigterm_drains() {
     World::play(|world| {
-        let mut a = world.workload("a")?.with_sidecar(&Settings::default())?;
+        let settings = Settings::default().set("timeouts.drain", "1m");
+        let mut a = world.workload("a")?.with_sidecar(&settings)?;
         let b = world.workload("b")?;
         let to = b.v4(7000).to_string();
         let mut server = b.serving(
@@ -207,24 +211,29 @@ fn draining_is_bounded_and_can_be_cut_short() {
         let b = world.workload("b")?;
         let to = b.v4(7000).to_string();
         let _echo = b.serving("echo", &["echo", "--listen", &to])?;
-        for (name, cut_short, least_ms, most_ms) in
-            [("patient", false, 4000, 8000), ("cut-short", true, 0, 2500)]
-        {
-            let mut a = world.workload(name)?.with_sidecar(&Settings::default())?;
-            let _client = endless(&a, &to)?;
-            let sidecar = a.take_sidecar()?;
-            let started = Instant::now();
-            if cut_short {
-                sidecar.signal(Signal::TERM)?;
-                std::thread::sleep(Duration::from_millis(500));
-            }
-            sidecar.stop()?;
-            let took = started.elapsed().as_millis();
-            ensure!(
-                (least_ms..most_ms).contains(&took),
-                "{name}: ended after {took} ms"
-            );
-        }
+        let mut patient = world
+            .workload("patient")?
+            .with_sidecar(&Settings::default().set("timeouts.drain", "4s"))?;
+        let _client = endless(&patient, &to)?;
+        let started = Instant::now();
+        patient.take_sidecar()?.stop()?;
+        let took = started.elapsed();
+        let bounds = Duration::from_millis(3900)..Duration::from_secs(4) + AT_ONCE;
+        ensure!(bounds.contains(&took), "patient: ended after {took:?}");
+
+        let mut hasty = world
+            .workload("hasty")?
+            .with_sidecar(&Settings::default().set("timeouts.drain", "5m"))?;
+        let _client = endless(&hasty, &to)?;
+        hasty.sidecar()?.signal(Signal::TERM)?;
+        // Two signals at once would be one.
+        wait::until_true("the drain to begin", SOON, || {
+            Ok(hasty.get(15021, "/healthz/ready")?.status == 503)
+        })?;
+        let started = Instant::now();
+        hasty.take_sidecar()?.stop()?;
+        let took = started.elapsed();
+        ensure!(took < AT_ONCE, "hasty: ended after {took:?}");
         Ok(())
     });
 }
@@ -238,11 +247,15 @@ fn endless(workload: &Workload<'_>, to: &str) -> Result<Running> {
         "--rounds",
         "2000",
         "--idle-ms",
-        "60000",
+        "600000",
     ];
     let client = workload.traffic("endless", &arguments)?;
-    wait::until_true("the connection", SOON, || {
-        Ok(workload.metrics()?.kernel_events("steered") > 0)
+    wait::until_true("the connection to be relayed", SOON, || {
+        let outbound = ["direction=\"outbound\""];
+        Ok(workload
+            .metrics()?
+            .sum("sidecar_connections_open", &outbound)
+            > 0.0)
     })?;
     Ok(client)
 }
@@ -278,7 +291,7 @@ fn killed(fail_rule: &str, still_connects: bool) {
             "outbound, {fail_rule}: connected is {connected}"
         );
         ensure!(
-            took < Duration::from_secs(3),
+            took < AT_ONCE,
             "outbound, {fail_rule}: it took {took:?} to tell"
         );
         let (connected, took) = calls_without(&b, b.cgroup(), &inbound)?;
@@ -287,7 +300,7 @@ fn killed(fail_rule: &str, still_connects: bool) {
             "inbound, {fail_rule}: connected is {connected}"
         );
         ensure!(
-            took < Duration::from_secs(3),
+            took < AT_ONCE,
             "inbound, {fail_rule}: it took {took:?} to tell"
         );
 
@@ -336,6 +349,11 @@ fn an_existing_control_group_is_steered() {
     });
 }
 
+#[derive(Debug, Deserialize)]
+struct Ended {
+    end: String,
+}
+
 /// A destination that refuses, and one that does not answer: a reset for the application in the connect timeout, and
 /// the reason in the log.
 #[test]
@@ -351,32 +369,24 @@ fn a_dead_destination_is_a_reset_with_a_reason() {
             iptables,
             &["-A", "INPUT", "-p", "tcp", "--dport", "7009", "-j", "DROP"],
         )?;
-        for (port, reason, limit) in [
-            (7001, "refused", Duration::from_secs(1)),
-            (7009, "time", Duration::from_secs(3)),
-        ] {
+        for (port, reason) in [(7001, "connect_refused"), (7009, "connect_timeout")] {
             let to = b.v4(port).to_string();
-            let mut client = a.traffic("raw", &["raw", "--to", &to, "--patience-ms", "10000"])?;
+            let mut client = a.traffic("raw", &["raw", "--to", &to, "--patience-ms", "120000"])?;
             client.write(b"hello")?;
             let started = Instant::now();
-            let finished = client.finish(LIMIT)?;
-            ensure!(
-                started.elapsed() < limit,
-                "{to}: told after {:?}",
-                started.elapsed()
-            );
-            // Before the connection was taken for made, or after.
-            let reset = finished.stdout.contains("\"end\":\"reset\"")
-                || finished.stderr.contains("refused");
-            ensure!(reset, "{to}: {finished:?}");
+            let ended: Ended = client.finish(LIMIT)?.success()?.account()?;
+            let took = started.elapsed();
+            ensure!(ended.end == "reset", "{to}: {ended:?}");
+            // The kernel itself would try for two minutes.
+            ensure!(took < AT_ONCE, "{to}: told after {took:?}");
             wait::until_true(
-                &format!("a line on {to} and why in the log"),
-                Duration::from_secs(3),
+                &format!("a line on {to} with {reason} in the log"),
+                SOON,
                 || {
                     let log = a.sidecar()?.log()?;
                     Ok(log
                         .lines()
-                        .any(|line| line.contains(&to) && line.to_lowercase().contains(reason)))
+                        .any(|line| line.contains(&to) && line.contains(reason)))
                 },
             )?;
         }

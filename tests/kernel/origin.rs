@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
-use sidecar_tests::world::{Settings, Workload, World, programs, wait};
+use sidecar_tests::world::{Settings, Workload, World, programs, wait, workload::LIMIT};
 use std::time::Duration;
 
 use crate::peers;
@@ -58,7 +58,7 @@ fn both_ends_see_the_original_addresses() {
                 accepted.accepted_from == accepted.peer,
                 "accept and getpeername differ: {accepted:?}"
             );
-            server.stop(Duration::from_secs(5))?;
+            server.stop(LIMIT)?;
         }
         Ok(())
     });
@@ -82,7 +82,7 @@ fn a_pod_calls_its_own_address() {
             let accepted: Accepted =
                 serde_json::from_str(&called.received).context("no account came back")?;
             ensure!(accepted.local == to, "{accepted:?}");
-            server.stop(Duration::from_secs(5))?;
+            server.stop(LIMIT)?;
         }
         Ok(())
     });
@@ -123,7 +123,7 @@ fn curl_python_and_nginx_see_the_original_addresses() {
                 &format!("{client} {} {}", python_at.ip(), python_at.port()),
             )?;
             for running in [nginx, python] {
-                running.stop(Duration::from_secs(5))?;
+                running.stop(LIMIT)?;
             }
         }
         Ok(())
@@ -133,7 +133,7 @@ fn curl_python_and_nginx_see_the_original_addresses() {
 fn logged(running: &sidecar_tests::world::Running, line: &str) -> Result<()> {
     wait::until_true(
         &format!("the line «{line}» in: {running}"),
-        Duration::from_secs(2),
+        Duration::from_secs(30),
         || Ok(running.stdout()?.lines().any(|logged| logged == line)),
     )
 }
@@ -154,7 +154,7 @@ fn an_unmodified_proxy_learns_the_original_destination() {
             // The kernel spreads connections over those that share the port.
             wait::until_true(
                 "a connection to reach the foreign proxy",
-                Duration::from_secs(20),
+                Duration::from_secs(60),
                 || {
                     a.run_traffic("call", &["call", "--to", &to.to_string()])?;
                     Ok(proxy.stdout()?.lines().any(|line| line.starts_with('{')))

@@ -7,7 +7,7 @@ use sidecar_tests::world::{
     Finished, Running, Workload, programs::packaged, wait, workload::LIMIT,
 };
 
-const READY_LIMIT: Duration = Duration::from_secs(30);
+const READY_LIMIT: Duration = Duration::from_secs(90);
 
 /// Waits until somebody listens on `address` in the workload's namespace. Nothing connects: no program sees a stray
 /// connection.
@@ -26,13 +26,15 @@ pub fn listens(workload: &Workload<'_>, address: SocketAddr) -> Result<()> {
 pub fn curl(workload: &Workload<'_>, arguments: &[&str]) -> Result<Finished> {
     let curl = packaged("curl", "curl")?;
     let quiet = [
+        // No ~/.curlrc.
+        "--disable",
         "--silent",
         "--show-error",
         "--noproxy",
         "*",
         "--globoff",
         "--max-time",
-        "120",
+        "240",
     ];
     workload
         .start("curl", curl, &[&quiet, arguments].concat())?

@@ -23,7 +23,7 @@ fn reset(client: &Workload<'_>, server: &Workload<'_>, by: &str, stage: &str) ->
         "reset-drive",
         &["reset-drive", "--to", &to, "--by", by, "--stage", stage],
     )?;
-    let limit = Duration::from_secs(30);
+    let limit = Duration::from_secs(100);
     let driven = driven.finish(limit)?.success()?;
     let served = serving.finish(limit)?.success()?;
     if by == "client" {

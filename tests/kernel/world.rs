@@ -76,7 +76,7 @@ fn programs_die_with_their_world_and_nothing_is_left() -> Result<()> {
         // Not a child of the test, and deaf to SIGTERM.
         let shell = "trap '' TERM; setsid sh -c 'trap \"\" TERM; sleep 1000' & echo $!; wait";
         let mut running = a.start("orphan", "sh", &["-c", shell])?;
-        pid = wait::until("a pid", Duration::from_secs(5), || {
+        pid = wait::until("a pid", Duration::from_secs(60), || {
             Ok(running.stdout()?.trim().parse::<u32>().ok())
         })?;
         ensure!(running.ended()?.is_none());

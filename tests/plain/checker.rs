@@ -12,7 +12,7 @@ use sidecar_tests::{
 
 /// Its first connection carries some hundred KiB upwards.
 const SEED: &str = "1";
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(90);
 
 /// A `traffic` program on the loopback interface.
 fn traffic(logs: &Path, name: &str, arguments: &[&str]) -> Result<Running> {
@@ -43,7 +43,7 @@ fn through_relay(
         "--connections",
         &count,
         "--deadline-seconds",
-        "20",
+        "80",
     ];
     serve.extend(["--mode", mode]);
     let mut server = traffic(logs.path(), "server", &serve)?;
@@ -71,7 +71,7 @@ fn through_relay(
         "--style",
         "duplex",
         "--deadline-seconds",
-        "20",
+        "80",
     ];
     drive.extend(["--mode", mode, "--seed", seed]);
     let client = traffic(logs.path(), "client", &drive)?

@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::world::{programs, wait};
 
 /// The kernel frees programs and maps a moment after their last user is gone.
-const GRACE: Duration = Duration::from_secs(15);
+const GRACE: Duration = Duration::from_secs(60);
 const KINDS: [&str; 3] = ["prog", "map", "link"];
 
 /// Programs, maps and links: kind and id.

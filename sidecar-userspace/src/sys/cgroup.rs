@@ -166,7 +166,7 @@ impl Cgroup {
 
     /// Removes the empty cgroup; processes that have just ended may still be counted for a moment.
     pub fn remove(&self) -> Result<(), CgroupError> {
-        let deadline = Instant::now() + Duration::from_millis(500);
+        let deadline = Instant::now() + Duration::from_secs(5);
         loop {
             match fs::remove_dir(&self.path) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -261,7 +261,7 @@ mod tests {
             if lines.len() >= count {
                 return lines;
             }
-            assert!(start.elapsed() < Duration::from_secs(5), "{lines:?}");
+            assert!(start.elapsed() < Duration::from_secs(60), "{lines:?}");
             thread::sleep(Duration::from_millis(5));
         }
     }
@@ -317,7 +317,7 @@ mod tests {
         let start = Instant::now();
         while metrics.access_log_dropped.get() == 0 {
             record(&recorder, Outcome::Success);
-            assert!(start.elapsed() < Duration::from_secs(20));
+            assert!(start.elapsed() < Duration::from_secs(60));
         }
         // The writer is stuck in its pipe: it ends when the pipe is read.
         thread::spawn(move || io::copy(&mut io::BufReader::new(reader), &mut io::sink()));

@@ -24,7 +24,7 @@ fn service(name: &str, endpoint: SocketAddr, protocol: Protocol) -> Arc<Service>
             port: Some(endpoint.port()),
             weight: 1,
         }],
-        connect_timeout: Duration::from_secs(1),
+        connect_timeout: Duration::from_secs(20),
     })
 }
 

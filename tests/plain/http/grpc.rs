@@ -19,10 +19,7 @@ fn unary_streaming_and_errors() {
 
 #[test]
 fn a_dead_server_is_unavailable() {
-    let address = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let address = crate::proxy::world::refusing();
     let mut snapshot = crate::proxy::world::snapshot();
     let http2 = sidecar_userspace::model::Protocol::Http2;
     snapshot.outbound.ports.insert(address.port(), http2);

@@ -11,6 +11,7 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process};
+use sidecar_tests::{random::Random, world::programs::FOREIGN_VARIABLES};
 
 use crate::proxy::world::PATIENCE;
 
@@ -122,7 +123,7 @@ pub fn python_client(script: &str, module: &str, arguments: &[&str]) {
 }
 
 fn python(script: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(PYTHON);
+    let mut command = of_debian(PYTHON);
     command.arg("-u").arg(script_path(script)).args(arguments);
     command
 }
@@ -150,12 +151,14 @@ fn needs(module: &str) {
 
 /// Runs curl to its end, and gives its standard output.
 pub fn curl(arguments: &[&str]) -> String {
-    let output = Command::new("curl")
+    let output = of_debian("curl")
         .args([
+            // No ~/.curlrc.
+            "--disable",
             "--silent",
             "--show-error",
             "--max-time",
-            "60",
+            "100",
             "--noproxy",
             "",
         ])
@@ -176,9 +179,22 @@ pub fn said(output: &Output) -> String {
     )
 }
 
+/// A program in an environment that does not tell it to use somebody else's proxy.
+fn of_debian(program: &str) -> Command {
+    let mut command = Command::new(program);
+    for name in FOREIGN_VARIABLES {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// A port that is free, and below those that the kernel gives to clients: other tests run meanwhile.
 fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
+    let mut random = Random::new(Random::fresh_seed());
+    loop {
+        let port = 10_000 + random.below(20_000) as u16;
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+            return listener.local_addr().unwrap();
+        }
+    }
 }

@@ -3,17 +3,14 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
-    time::Duration,
 };
 
-use super::world::{World, echo, ping, wait_until};
+use super::world::{PATIENCE, World, echo, ping, snapshot, wait_until};
 
 /// Status and body.
 fn ask(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     write!(
         stream,
         "{method} {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n"
@@ -30,7 +27,10 @@ fn ask(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
 
 #[test]
 fn metrics_health_and_admin() {
-    let world = World::new(echo());
+    let mut snapshot = snapshot();
+    // The admin endpoints answer until it is over.
+    snapshot.timeouts.drain = PATIENCE;
+    let world = World::with(snapshot, echo());
     let ports = world.handle.ports();
     let mut client = world.connect();
     ping(&mut client, b"\x01four");

@@ -10,7 +10,7 @@ use std::{
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::world::{World, echo, expect_reset, ping, snapshot, wait_until};
+use super::world::{PATIENCE, SOON, World, echo, expect_reset, ping, snapshot, wait_until};
 
 /// Set in the child process of a test that needs a process of its own.
 const CHILD: &str = "SIDECAR_TEST_CHILD";
@@ -24,7 +24,7 @@ fn connections_beyond_the_limit_are_shed() {
     for client in &mut held {
         ping(client, b"\x01in");
     }
-    expect_reset(&mut world.connect());
+    world.expect_refusal();
     held.pop();
     wait_until("a place is free", || world.handle.connections() == 2);
     ping(&mut world.connect(), b"\x01in again");
@@ -39,7 +39,10 @@ fn connections_beyond_the_limit_are_shed() {
 
 #[test]
 fn a_drain_waits_and_then_resets() {
-    let world = World::new(echo());
+    let mut snapshot = snapshot();
+    // Enough for what goes on meanwhile.
+    snapshot.timeouts.drain = Duration::from_secs(5);
+    let world = World::with(snapshot, echo());
     let (mut short, mut long) = (world.connect(), world.connect());
     ping(&mut short, b"\x01short");
     ping(&mut long, b"\x01long");
@@ -51,7 +54,7 @@ fn a_drain_waits_and_then_resets() {
     drop(short);
     let start = Instant::now();
     expect_reset(&mut long);
-    assert!(start.elapsed() < Duration::from_secs(4));
+    assert!(start.elapsed() < 2 * SOON);
     let lines = world.finish();
     let of = |reason: &str| lines.iter().filter(|line| line["reason"] == reason).count();
     assert_eq!(
@@ -63,13 +66,15 @@ fn a_drain_waits_and_then_resets() {
 
 #[test]
 fn an_end_at_once_does_not_wait() {
-    let world = World::new(echo());
+    let mut snapshot = snapshot();
+    snapshot.timeouts.drain = 2 * PATIENCE;
+    let world = World::with(snapshot, echo());
     let mut client = world.connect();
     ping(&mut client, b"\x01long");
     let start = Instant::now();
     world.handle.end_now();
     expect_reset(&mut client);
-    assert!(start.elapsed() < Duration::from_secs(1));
+    assert!(start.elapsed() < SOON);
     assert_eq!(world.finish_with_one()["reason"], "drain_deadline");
 }
 
@@ -111,25 +116,20 @@ fn accept_backs_off_without_descriptors() {
             },
         )
     };
-    // Whatever was inherited, and wherever the numbers have holes: all are taken but the one that the client's own
-    // socket needs.
-    limit(256).unwrap();
+    // Whatever was inherited, and wherever the numbers have holes: at least these are free below the limit. All are taken
+    // but the one that the client's own socket needs.
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
+    limit(open + 16).unwrap();
     let mut taken: Vec<_> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
-    taken.pop().expect("256 descriptors are enough");
+    taken.pop().expect("there were some left");
     let mut second = world.connect();
     let errors = || world.metric("sidecar_accept_errors_total", &["emfile"]);
     let spent = cpu_time();
     thread::sleep(Duration::from_secs(2));
     let (failed, spent) = (errors(), cpu_time() - spent);
     // 5 + 10 + ... + 640 ms and then each second: about nine, not thousands, and hardly any work.
-    assert!(
-        (4.0..=24.0).contains(&failed),
-        "{failed} failed accepts in 2 s"
-    );
-    assert!(
-        spent < Duration::from_millis(300),
-        "{spent:?} of CPU in 2 s"
-    );
+    assert!((3.0..=50.0).contains(&failed), "{failed} failed accepts");
+    assert!(spent < Duration::from_secs(1), "{spent:?} of CPU");
     ping(&mut first, b"\x01meanwhile");
     drop(taken);
     limit(hard.unwrap_or(4096)).unwrap();

@@ -20,8 +20,10 @@ use sidecar_userspace::{
     telemetry::metrics::Metrics,
 };
 
-/// Longer than anything that the tests wait for.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than anything that the tests wait for, on a machine that has much else to do.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// What is meant to happen at once does so within this: far longer than it takes, far shorter than [`PATIENCE`].
+pub const SOON: Duration = Duration::from_secs(10);
 
 /// The destination of every connection, in both directions.
 #[derive(Debug)]
@@ -41,7 +43,7 @@ pub struct World {
     _directory: tempfile::TempDir,
 }
 
-/// The built-in configuration on free ports, with short times.
+/// The built-in configuration on free ports.
 pub fn snapshot() -> Snapshot {
     let mut snapshot = Snapshot::builtin();
     snapshot.workers = NonZeroUsize::new(2).unwrap();
@@ -50,7 +52,6 @@ pub fn snapshot() -> Snapshot {
     snapshot.listeners.admin = 0;
     snapshot.listeners.metrics.set_port(0);
     snapshot.listeners.health.set_port(0);
-    snapshot.timeouts.connect = Duration::from_millis(500);
     snapshot.timeouts.drain = Duration::from_secs(2);
     snapshot
 }
@@ -70,6 +71,8 @@ impl World {
     }
 
     fn start(mut snapshot: Snapshot, destination: Option<SocketAddr>) -> Self {
+        // Both ends and the proxy are this process.
+        sidecar_userspace::lifecycle::descriptors::raise_limit();
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("access.log");
         snapshot.access_log = AccessLog {
@@ -98,6 +101,11 @@ impl World {
 
     /// A client's connection, as if steered to the outbound listener.
     pub fn connect(&self) -> TcpStream {
+        self.try_connect().unwrap()
+    }
+
+    /// As [`Self::connect`], where the proxy may refuse: its reset can come before `connect` has returned.
+    pub fn try_connect(&self) -> io::Result<TcpStream> {
         client(SocketAddr::from((
             [127, 0, 0, 1],
             self.handle.ports().outbound,
@@ -105,10 +113,16 @@ impl World {
     }
 
     pub fn connect_inbound(&self) -> TcpStream {
-        client(SocketAddr::from((
-            [127, 0, 0, 1],
-            self.handle.ports().inbound,
-        )))
+        let inbound = SocketAddr::from(([127, 0, 0, 1], self.handle.ports().inbound));
+        client(inbound).unwrap()
+    }
+
+    /// Connects and expects a reset, be it before `connect` has returned or after.
+    pub fn expect_refusal(&self) {
+        match self.try_connect() {
+            Ok(mut stream) => expect_reset(&mut stream),
+            Err(error) => assert!(is_reset(&error), "expected a reset, got {error}"),
+        }
     }
 
     /// A metric's value, summed over the label sets that contain all of `labels`.
@@ -144,12 +158,24 @@ impl World {
     }
 }
 
-fn client(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
-    stream.set_nodelay(true).unwrap();
-    stream
+fn client(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// An address that refuses, and goes on doing so: the port stays taken.
+pub fn refusing() -> SocketAddr {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket
+        .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
+        .unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    // Until the process ends.
+    std::mem::forget(socket);
+    address
 }
 
 /// A server that runs `serve` on a thread for each connection, for as long as the test runs.
@@ -198,9 +224,17 @@ pub fn reset(stream: TcpStream) {
 pub fn expect_reset(stream: &mut TcpStream) {
     let mut rest = Vec::new();
     match stream.read_to_end(&mut rest) {
-        Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+        Err(error) if is_reset(&error) => {}
         other => panic!("expected a reset, got {other:?} after {} bytes", rest.len()),
     }
+}
+
+/// `ECONNABORTED` is what `connect` says where somebody else has been told of the reset.
+fn is_reset(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted
+    )
 }
 
 pub fn wait_until(what: &str, done: impl Fn() -> bool) {

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use super::wait;
 
-const EMPTY_LIMIT: Duration = Duration::from_secs(10);
+const EMPTY_LIMIT: Duration = Duration::from_secs(60);
 
 /// Where cgroup v2 is mounted: beside version 1 that is not /sys/fs/cgroup.
 pub fn root() -> Result<PathBuf> {

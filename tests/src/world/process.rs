@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use super::wait;
 
 /// How long a program may take to say that it is ready.
-const READY_LIMIT: Duration = Duration::from_secs(20);
+const READY_LIMIT: Duration = Duration::from_secs(90);
 
 /// A program under way. Dropping it kills it.
 pub struct Running {

@@ -7,6 +7,21 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+/// Variables of the environment that change what the programs do: a proxy for the machine's own traffic, a log filter.
+pub const FOREIGN_VARIABLES: [&str; 11] = [
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "RUST_LOG",
+    "SIDECAR_LOG",
+    "SIDECAR_FAULT",
+];
+
 /// The binary `traffic` of this build: cargo puts it beside the tests' directory.
 pub fn traffic() -> Result<PathBuf> {
     let test = env::current_exe()?;

@@ -12,9 +12,9 @@ use rustix::process::Signal;
 use super::{Finished, Running, Settings, Workload, programs, wait};
 
 /// How long it may take to be ready: loading and verifying the programs on a busy machine.
-const READY_LIMIT: Duration = Duration::from_secs(30);
+const READY_LIMIT: Duration = Duration::from_secs(90);
 /// How long it may take to end: its drain and some.
-const STOP_LIMIT: Duration = Duration::from_secs(20);
+const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// A running `sidecar run`. Dropping it ends it, politely at first.
 pub struct Sidecar {
@@ -134,6 +134,12 @@ impl Sidecar {
         let panic = log.lines().find(|line| line.contains("panicked"));
         ensure!(panic.is_none(), "the sidecar panicked: {panic:?}");
         Ok(())
+    }
+
+    /// Forgets the most that resident memory ever was: what starting needed is not what the traffic needs.
+    pub fn forget_peak_memory(&self) -> Result<()> {
+        // See proc(5): 5 resets VmHWM.
+        Ok(fs::write(format!("/proc/{}/clear_refs", self.pid()?), "5")?)
     }
 
     /// Resident memory now, and the most it ever was, in bytes.

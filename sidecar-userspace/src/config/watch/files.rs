@@ -199,9 +199,9 @@ mod tests {
     }
 
     fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-        let latest = Instant::now() + Duration::from_secs(10);
+        let latest = Instant::now() + Duration::from_secs(60);
         while !holds() {
-            assert!(Instant::now() < latest, "{what} within 10 s");
+            assert!(Instant::now() < latest, "{what} within a minute");
             thread::sleep(Duration::from_millis(10));
         }
     }
@@ -293,7 +293,7 @@ mod tests {
         }
         eventually("the new text", || is(&handle, FailRule::Open));
         thread::sleep(QUIET * 3);
-        // One, unless the machine is so busy that the writes are far apart.
-        assert!(handle.status().successes < 5, "{:?}", handle.status());
+        // One, unless the machine is so busy that some of the writes are far apart.
+        assert!(handle.status().successes < 15, "{:?}", handle.status());
     }
 }

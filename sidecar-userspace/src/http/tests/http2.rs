@@ -140,18 +140,24 @@ async fn many_requests_share_what_the_server_allows() {
 
 #[tokio::test]
 async fn a_reset_upstream_reaches_the_client_with_its_code() {
-    let address = server(100, |(_, mut respond)| async move {
-        let mut stream = respond.send_response(Response::new(()), false).unwrap();
-        send(&mut stream, Bytes::from_static(b"abc")).await;
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        stream.send_reset(Reason::ENHANCE_YOUR_CALM);
+    let (read, is_read) = tokio::sync::watch::channel(false);
+    let address = server(100, move |(_, mut respond)| {
+        let mut is_read = is_read.clone();
+        async move {
+            let mut stream = respond.send_response(Response::new(()), false).unwrap();
+            send(&mut stream, Bytes::from_static(b"abc")).await;
+            // Not before the client has it: a reset overtakes what is on its way.
+            is_read.wait_for(|read| *read).await.unwrap();
+            stream.send_reset(Reason::ENHANCE_YOUR_CALM);
+        }
     });
     let proxy = Proxy::to(address);
     let (mut sender, _connection) = client(&proxy).await;
     let response = sender.send_request(get(), true).unwrap().0.await.unwrap();
-    let error = read(response.into_body())
-        .await
-        .expect_err("an orderly end");
+    let mut body = response.into_body();
+    assert_eq!(body.data().await.unwrap().unwrap(), "abc");
+    read.send_replace(true);
+    let error = self::read(body).await.expect_err("an orderly end");
     assert_eq!(error.reason(), Some(Reason::ENHANCE_YOUR_CALM));
     proxy.await_recorded("upstream_reset", 1);
 }
@@ -214,9 +220,11 @@ async fn many_calls_are_cancelled_at_once() {
 #[tokio::test]
 async fn a_client_that_resets_ends_the_request_upstream() {
     let (ended, mut end) = tokio::sync::mpsc::channel(1);
+    let (arrived, mut arrival) = tokio::sync::mpsc::channel(1);
     let address = server(100, move |(_, mut respond)| {
-        let ended = ended.clone();
+        let (ended, arrived) = (ended.clone(), arrived.clone());
         async move {
+            arrived.send(()).await.unwrap();
             let reason = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
             ended.send(reason.unwrap()).await.unwrap();
         }
@@ -224,7 +232,7 @@ async fn a_client_that_resets_ends_the_request_upstream() {
     let proxy = Proxy::to(address);
     let (mut sender, _connection) = client(&proxy).await;
     let (response, mut stream) = sender.send_request(get(), true).unwrap();
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    arrival.recv().await.unwrap();
     stream.send_reset(Reason::CANCEL);
     let reason = tokio::time::timeout(PATIENCE, end.recv())
         .await
@@ -298,17 +306,23 @@ async fn a_refused_stream_is_sent_again() {
 
 #[tokio::test]
 async fn idle_connections_end_and_a_drain_lets_requests_finish() {
-    let address = server(100, |(_, mut respond)| async move {
-        tokio::time::sleep(Duration::from_millis(600)).await;
-        respond.send_response(Response::new(()), true).unwrap();
+    let (arrived, mut arrival) = tokio::sync::mpsc::channel(2);
+    let address = server(100, move |(_, mut respond)| {
+        let arrived = arrived.clone();
+        async move {
+            arrived.send(()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(1600)).await;
+            respond.send_response(Response::new(()), true).unwrap();
+        }
     });
     let mut snapshot = Snapshot::builtin();
-    snapshot.timeouts.http_idle = Duration::from_millis(300);
+    snapshot.timeouts.http_idle = Duration::from_millis(800);
     let proxy = Proxy::start(snapshot, Direction::Outbound, Some(address));
     let (mut sender, connection) = client(&proxy).await;
     // Longer than the idle time, and not idle.
     let response = sender.send_request(get(), true).unwrap().0.await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
+    arrival.recv().await.unwrap();
     tokio::time::timeout(PATIENCE, connection)
         .await
         .expect("idle and open")
@@ -317,7 +331,7 @@ async fn idle_connections_end_and_a_drain_lets_requests_finish() {
 
     let (mut sender, connection) = client(&proxy).await;
     let (response, _) = sender.send_request(get(), true).unwrap();
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    arrival.recv().await.unwrap();
     proxy.drain.send(PATIENCE).unwrap();
     assert_eq!(response.await.unwrap().status(), StatusCode::OK);
     tokio::time::timeout(PATIENCE, connection)

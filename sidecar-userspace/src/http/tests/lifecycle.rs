@@ -60,6 +60,7 @@ fn a_response_that_breaks_off_is_no_orderly_end() {
         "transfer-encoding: chunked",
         "x: until-the-end",
     ] {
+        let (read, is_read) = signal();
         let address = upstream(move |_, mut client| {
             client.until("\r\n\r\n");
             let body = if head.starts_with("transfer") {
@@ -68,7 +69,8 @@ fn a_response_that_breaks_off_is_no_orderly_end() {
                 "abc"
             };
             client.send(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n{body}"));
-            thread::sleep(Duration::from_millis(100));
+            // Not before the client has it: a reset overtakes what is on its way.
+            await_signal(&is_read);
             reset(client);
         });
         let proxy = Proxy::to(address);
@@ -76,6 +78,7 @@ fn a_response_that_breaks_off_is_no_orderly_end() {
             let mut client = proxy.connect();
             client.send(format!("GET / HTTP/{version}\r\nHost: a\r\n\r\n"));
             client.until("abc");
+            read.send(()).unwrap();
             let error = client.try_rest().expect_err("an orderly end");
             assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
         }
@@ -134,15 +137,17 @@ fn what_may_have_been_done_is_not_done_twice() {
 #[test]
 fn a_client_that_leaves_ends_the_request_upstream() {
     let (ended, end) = std::sync::mpsc::channel();
+    let (arrived, arrival) = signal();
     let address = upstream(move |_, mut client| {
         client.until("\r\n\r\n");
+        arrived.send(()).unwrap();
         let rest = client.try_rest();
         ended.send(rest.is_ok()).unwrap();
     });
     let proxy = Proxy::to(address);
     let mut client = proxy.connect();
     client.send(GET);
-    thread::sleep(Duration::from_millis(100));
+    await_signal(&arrival);
     drop(client);
     end.recv_timeout(PATIENCE).expect("upstream still waits");
     proxy.await_recorded("client_closed", 1);
@@ -151,8 +156,8 @@ fn a_client_that_leaves_ends_the_request_upstream() {
 #[test]
 fn idle_connections_and_slow_heads_end() {
     let mut snapshot = Snapshot::builtin();
-    snapshot.timeouts.http_idle = Duration::from_millis(400);
-    snapshot.timeouts.request_head = Duration::from_millis(200);
+    snapshot.timeouts.http_idle = Duration::from_millis(1500);
+    snapshot.timeouts.request_head = Duration::from_millis(500);
     let proxy = Proxy::start(snapshot, Direction::Outbound, Some(echo()));
     let started = Instant::now();
     let mut silent = proxy.connect();
@@ -161,7 +166,7 @@ fn idle_connections_and_slow_heads_end() {
     kept.send(GET);
     let response = kept.rest();
     assert!(response.starts_with("HTTP/1.1 200"), "{response}");
-    assert!(started.elapsed() >= Duration::from_millis(750));
+    assert!(started.elapsed() >= Duration::from_millis(2900));
     let mut slow = proxy.connect();
     slow.send("GET / HTTP/1.1\r\nHost:");
     let response = slow.rest();
@@ -180,12 +185,12 @@ fn idle_connections_and_slow_heads_end() {
 #[test]
 fn a_slow_answer_is_not_idleness() {
     let mut snapshot = Snapshot::builtin();
-    snapshot.timeouts.http_idle = Duration::from_millis(100);
+    snapshot.timeouts.http_idle = Duration::from_millis(800);
     let address = upstream(|_, mut client| {
         client.until("\r\n\r\n");
-        thread::sleep(Duration::from_millis(400));
+        thread::sleep(Duration::from_millis(1600));
         client.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n");
-        thread::sleep(Duration::from_millis(400));
+        thread::sleep(Duration::from_millis(1600));
         client.send("ok");
     });
     let proxy = Proxy::start(snapshot, Direction::Outbound, Some(address));

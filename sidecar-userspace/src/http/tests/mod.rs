@@ -22,7 +22,8 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Longer than anything takes, on a machine that has much else to do.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One worker that serves HTTP on a port of its own, until the test's process ends.
 struct Proxy {
@@ -247,14 +248,31 @@ fn service(name: &str, endpoint: SocketAddr, protocol: Protocol) -> Arc<Service>
             port: Some(endpoint.port()),
             weight: 1,
         }],
-        connect_timeout: Duration::from_secs(1),
+        connect_timeout: PATIENCE,
     })
 }
 
-/// An address on which nobody listens.
+/// An address on which nobody listens, and nobody will: the port stays taken.
 fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket
+        .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
+        .unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    // Until the process ends.
+    std::mem::forget(socket);
+    address
+}
+
+/// What a test and its upstream wait for, one after the other.
+fn signal() -> (
+    std::sync::mpsc::Sender<()>,
+    std::sync::Mutex<std::sync::mpsc::Receiver<()>>,
+) {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    (sender, receiver.into())
+}
+
+fn await_signal(signal: &std::sync::Mutex<std::sync::mpsc::Receiver<()>>) {
+    signal.lock().unwrap().recv_timeout(PATIENCE).unwrap();
 }

@@ -27,7 +27,7 @@ fn route(service: &Arc<Service>, host: &str, path: &str) -> Route {
                 port: None,
                 weight: 1,
             }],
-            request_timeout: Some(Duration::from_millis(300)),
+            request_timeout: Some(Duration::from_secs(2)),
         }],
     }
 }

@@ -56,6 +56,15 @@ pub fn dial(address: SocketAddr, how: &Dial) -> io::Result<TcpStream> {
     Ok(socket.into())
 }
 
+/// Whether the other end reset the connection: that can be told by `connect` itself, by the first write, or by a read.
+/// `ECONNABORTED` is what `connect` says where it finds the socket closed and the reset already told.
+pub fn is_reset(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted
+    )
+}
+
 /// Makes the next close a reset.
 pub fn reset_on_close(stream: &TcpStream) -> io::Result<()> {
     socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO))

@@ -205,7 +205,7 @@ impl Reader {
                 let started = Instant::now();
                 match stream.read(buffer) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        let early = started.elapsed() < RECEIVE_TIMEOUT / 2;
+                        let early = started.elapsed() < RECEIVE_TIMEOUT / 4;
                         board.odd(if early { "early_timeout" } else { "timeout" });
                     }
                     result => return result,

@@ -41,7 +41,7 @@ pub struct Serve {
     accept_delay_ms: u64,
     #[arg(long)]
     fast_open: bool,
-    #[arg(long, default_value_t = 120)]
+    #[arg(long, default_value_t = 240)]
     deadline_seconds: u64,
 }
 
@@ -72,7 +72,7 @@ pub struct Drive {
     /// Local port of the first connection; each further one takes the next.
     #[arg(long)]
     source_port: Option<u16>,
-    #[arg(long, default_value_t = 120)]
+    #[arg(long, default_value_t = 240)]
     deadline_seconds: u64,
 }
 

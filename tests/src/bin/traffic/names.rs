@@ -3,7 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
@@ -39,6 +39,10 @@ pub struct Banner {
     banner: String,
 }
 
+/// How long to wait for the first byte, and for those that may follow.
+const PATIENCE: Duration = Duration::from_secs(20);
+const REST: Duration = Duration::from_secs(2);
+
 /// An accepted connection.
 #[derive(Serialize)]
 struct Accepted {
@@ -53,7 +57,7 @@ struct Accepted {
 struct Called {
     peer: SocketAddr,
     local: SocketAddr,
-    /// All that came until the other end closed or nothing came for a second.
+    /// All that came until the other end closed or nothing more came for two seconds.
     received: String,
     connect_us: f64,
     /// From the call to the first byte that came.
@@ -91,12 +95,13 @@ impl Call {
         let connect_us = started.elapsed().as_secs_f64() * 1e6;
         let (peer, local) = (stream.peer_addr()?, stream.local_addr()?);
         stream.write_all(self.send.unwrap_or_default().as_bytes())?;
-        stream.set_read_timeout(Some(std::time::Duration::from_secs(1)))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         let (mut received, mut first_byte_us) = (vec![0; 65536], None);
         let count = stream.read(&mut received).unwrap_or(0);
         received.truncate(count);
         if count > 0 {
             first_byte_us = Some(started.elapsed().as_secs_f64() * 1e6);
+            stream.set_read_timeout(Some(REST))?;
             // An end by time-out is as good as any: what came is what counts.
             let _ = stream.read_to_end(&mut received);
         }

@@ -64,7 +64,7 @@ struct Saw {
 
 const MESSAGE: &[u8; 1000] = &[7; 1000];
 /// Nobody waits longer for the end of a connection.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Serve {
     pub fn run(self) -> Result<()> {
@@ -78,7 +78,16 @@ impl Serve {
 
 impl Drive {
     pub fn run(self) -> Result<()> {
-        let stream = connect::dial(self.to, &connect::Dial::default())?;
+        let stream = match connect::dial(self.to, &connect::Dial::default()) {
+            // The server may reset before `connect` has returned.
+            Err(error) if self.by == By::Server && connect::is_reset(&error) => {
+                return tell(&Saw {
+                    end: "reset".to_owned(),
+                    received_bytes: 0,
+                });
+            }
+            result => result?,
+        };
         let played = play_client(&stream, self.stage, self.by == By::Client);
         finish(stream, self.by == By::Client, played)
     }
@@ -179,7 +188,9 @@ fn finish(mut stream: TcpStream, resets: bool, played: io::Result<u64>) -> Resul
         Err(error)
             if matches!(
                 error.kind(),
-                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+                io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::ConnectionAborted
+                    | io::ErrorKind::BrokenPipe
             ) =>
         {
             "reset".to_owned()
