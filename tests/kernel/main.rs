@@ -6,6 +6,7 @@ mod credit;
 mod integrity;
 mod isolation;
 mod lifecycle;
+mod liveness;
 mod origin;
 mod peers;
 mod protocols;

@@ -387,8 +387,9 @@ pub struct Timeouts {
     pub http_idle: Option<Setting<Timeout>>,
     /// An idle connection's first keepalive probe is sent after this.
     pub keepalive: Option<Setting<Time<1_000, 32_767_000>>>,
-    /// Data that the peer has not acknowledged after this ends the connection (`TCP_USER_TIMEOUT`).
-    pub user: Option<Setting<Timeout>>,
+    /// A peer that has answered nothing for about so long, while data waits for it, is gone. One that answers and takes
+    /// no data is only slow. Before Linux 6.15 it is `TCP_USER_TIMEOUT`, two minutes at least, and slow ones end too.
+    pub user: Option<Setting<Time<15_000, 1_800_000>>>,
     /// How long connections may go on after SIGTERM.
     pub drain: Option<Setting<Time<1, 3_600_000>>>,
 }

@@ -82,7 +82,7 @@ fn every_setting_reaches_the_model() {
     assert_eq!(timeouts.request_head, Duration::from_secs(90));
     assert_eq!(timeouts.http_idle, Duration::from_secs(10));
     assert_eq!(timeouts.keepalive, Duration::from_secs(11));
-    assert_eq!(timeouts.user, Duration::from_secs(12));
+    assert_eq!(timeouts.user, Duration::from_secs(17));
     assert_eq!(timeouts.drain, Duration::from_secs(13));
     assert_eq!(snapshot.access_log.format, AccessLogFormat::Text);
     assert_eq!(snapshot.access_log.path, Path::new("/var/log/a"));

@@ -6,12 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::{
     ConnectionContext, Direction, Reason, Stream,
     balance::{self, Load},
+    liveness,
     route::Target,
 };
 use crate::{model::Timeouts, sys::sockopt};
@@ -141,18 +142,7 @@ async fn dial_unbounded(context: &ConnectionContext, address: SocketAddr) -> io:
 /// No delay for small messages; peers that vanish are noticed.
 pub(super) fn set_options(socket: SockRef<'_>, timeouts: &Timeouts) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
-    if !timeouts.keepalive.is_zero() {
-        // Probes follow each other quickly, so that a dead peer is found soon after the first one.
-        let interval =
-            (timeouts.keepalive / 4).clamp(Duration::from_secs(1), Duration::from_secs(15));
-        let keepalive =
-            TcpKeepalive::new().with_time(timeouts.keepalive.max(Duration::from_secs(1)));
-        socket.set_tcp_keepalive(&keepalive.with_interval(interval).with_retries(4))?;
-    }
-    if !timeouts.user.is_zero() {
-        socket.set_tcp_user_timeout(Some(timeouts.user))?;
-    }
-    Ok(())
+    liveness::watch(&socket, timeouts)
 }
 
 /// With several endpoints to try, a silent one may not use up the time of all: a third of what is left at

@@ -378,7 +378,7 @@ fn upstream_failed(error: &io::Error) -> End {
     (reason.into(), Some(error.to_string()))
 }
 
-/// The peer did not say anything: keepalive, `TCP_USER_TIMEOUT` or the network gave it up.
+/// The peer did not say anything: the kernel or the network gave it up.
 fn vanished(error: &io::Error) -> bool {
     use io::ErrorKind as K;
     matches!(

@@ -77,7 +77,7 @@ pub struct Timeouts {
     pub http_idle: Duration,
     /// Kernel keepalive: first probe after this.
     pub keepalive: Duration,
-    /// `TCP_USER_TIMEOUT`: data that the peer does not acknowledge, or takes no more of, ends the connection after this.
+    /// A peer that has answered nothing for about so long, while data waits for it, is gone; zero: the kernel decides.
     pub user: Duration,
     /// How long SIGTERM waits for connections to end.
     pub drain: Duration,
@@ -190,7 +190,7 @@ impl Default for Timeouts {
             request_head: Duration::from_secs(10),
             http_idle: Duration::from_secs(60),
             keepalive: Duration::from_secs(60),
-            user: Duration::from_secs(120),
+            user: Duration::from_secs(30),
             drain: Duration::from_secs(5),
         }
     }

@@ -4,6 +4,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     os::fd::{AsFd, AsRawFd},
+    time::Duration,
 };
 
 use sidecar_common::{
@@ -51,6 +52,49 @@ pub fn set_fastopen(listener: &impl AsFd, pending: i32) -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+/// The longest time between two retransmissions, or probes of a closed window (Linux 6.15; before, `ENOPROTOOPT`).
+const TCP_RTO_MAX_MS: libc::c_int = 44;
+
+/// Bounds the time between two retransmissions, and between two probes of a closed window. 1 s to 2 min.
+pub fn set_longest_retransmission(socket: &impl AsFd, bound: Duration) -> io::Result<()> {
+    let milliseconds = i32::try_from(bound.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: the option's value is a live `int` of the length that is given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            TCP_RTO_MAX_MS,
+            (&raw const milliseconds).cast(),
+            size_of::<i32>() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// What [`set_longest_retransmission`] has set, or the kernel's own.
+pub fn longest_retransmission(socket: &impl AsFd) -> io::Result<Duration> {
+    let mut milliseconds = 0_i32;
+    let mut length = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: value and length are live and of the sizes that the option wants.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            TCP_RTO_MAX_MS,
+            (&raw mut milliseconds).cast(),
+            &raw mut length,
+        )
+    };
+    match u64::try_from(milliseconds) {
+        Ok(milliseconds) if result == 0 => Ok(Duration::from_millis(milliseconds)),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
