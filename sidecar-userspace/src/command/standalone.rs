@@ -8,9 +8,10 @@
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use tracing::warn;
 
+use super::Usage;
 use crate::sys::cgroup::{Cgroup, CgroupError};
 
 pub struct Cgroups {
@@ -27,12 +28,12 @@ impl Cgroups {
     /// `existing`: the application's cgroup, if it has one already.
     pub fn create(name: &str, existing: Option<&Path>) -> Result<Self> {
         let home = Cgroup::own()?;
-        let given = existing.map(Cgroup::open).transpose()?;
-        if given.as_ref().is_some_and(|given| *given == home) {
-            bail!(
-                "this process is itself in {}: start the sidecar from another cgroup",
-                home.path().display()
-            );
+        let given = existing
+            .map(Cgroup::open)
+            .transpose()
+            .map_err(|error| Usage(format!("--cgroup: {error}")))?;
+        if let Some(given) = &given {
+            refuse_itself(&home, name, given)?;
         }
         let parent = home.child(&format!("sidecar-{name}"))?;
         let application = match &given {
@@ -75,4 +76,38 @@ impl Cgroups {
         }
         self.parent.remove()
     }
+}
+
+/// An application's cgroup with the sidecar in it would have the sidecar's own connections steered to itself.
+fn refuse_itself(home: &Cgroup, name: &str, given: &Cgroup) -> Result<(), Usage> {
+    let proxy = home.path().join(format!("sidecar-{name}/proxy"));
+    let (path, home) = (given.path(), home.path());
+    let what = if path == home {
+        "this process itself".to_owned()
+    } else if proxy.starts_with(path) {
+        format!("the sidecar's own cgroup, {}", proxy.display())
+    } else if path.starts_with(&proxy) {
+        return Err(Usage(format!(
+            "--cgroup: {} belongs to the sidecar: name the cgroup of the application",
+            path.display()
+        )));
+    } else {
+        return Ok(());
+    };
+    let outside = match path.parent() {
+        // The root of all has no outside.
+        Some(parent) if Cgroup::open(parent).is_ok() => parent.join("sidecars"),
+        _ => {
+            return Err(Usage(format!(
+                "--cgroup: {} contains {what}, and every process: put the application into a cgroup of its own",
+                path.display()
+            )));
+        }
+    };
+    let outside = outside.display();
+    Err(Usage(format!(
+        "--cgroup: {} contains {what}. Start the sidecar from a cgroup outside of it: \
+         mkdir -p {outside} && echo $$ > {outside}/cgroup.procs, and again",
+        path.display()
+    )))
 }

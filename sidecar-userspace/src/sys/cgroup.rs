@@ -18,14 +18,42 @@ pub enum CgroupError {
     NotMounted,
     #[error("this process is in no cgroup v2")]
     NotAMember,
-    #[error("{0} is not a cgroup v2 directory")]
-    NotACgroup(PathBuf),
+    #[error(
+        "there is no cgroup {0}: make it first (mkdir), or leave --cgroup out and name a command"
+    )]
+    Missing(PathBuf),
+    #[error("{path} is no cgroup; those of this machine are below {mount_point}")]
+    NotACgroup { path: PathBuf, mount_point: PathBuf },
+    #[error(
+        "{path} is a cgroup of version 1, which knows no BPF programs; those of version 2 are below {mount_point}"
+    )]
+    Version1 { path: PathBuf, mount_point: PathBuf },
     #[error("cannot {action} cgroup {path}: {source}")]
     Io {
         action: &'static str,
         path: PathBuf,
         source: io::Error,
     },
+}
+
+/// What a path is on.
+#[derive(Debug, PartialEq, Eq)]
+enum FileSystem {
+    Cgroup1,
+    Cgroup2,
+    Other,
+}
+
+impl FileSystem {
+    fn of(path: &Path) -> Self {
+        let kind = rustix::fs::statfs(path).map(|found| found.f_type);
+        match kind {
+            // CGROUP_SUPER_MAGIC and CGROUP2_SUPER_MAGIC of linux/magic.h.
+            Ok(0x0027_e0eb) => Self::Cgroup1,
+            Ok(0x6367_7270) => Self::Cgroup2,
+            _ => Self::Other,
+        }
+    }
 }
 
 /// A cgroup v2 directory.
@@ -64,17 +92,29 @@ impl Cgroup {
 
     /// An existing cgroup, by its directory or by its path below the mount point.
     pub fn open(path: &Path) -> Result<Self, CgroupError> {
-        let below = || Some(Self::mount_point().ok()?.join(path.strip_prefix("/").ok()?));
-        let found = [Some(path.to_owned()), below()].into_iter().flatten();
-        let mut found = found.filter(|path| path.join("cgroup.procs").exists());
-        let path = found
-            .next()
-            .ok_or_else(|| CgroupError::NotACgroup(path.to_owned()))?;
-        // v1 directories have a cgroup.procs too.
-        if !path.starts_with(Self::mount_point()?) {
-            return Err(CgroupError::NotACgroup(path));
+        let mount_point = Self::mount_point()?;
+        let below = path.strip_prefix("/").map(|path| mount_point.join(path));
+        let candidates = [Some(path.to_owned()), below.ok()].into_iter().flatten();
+        let mut missing = true;
+        let mut version_1 = false;
+        for candidate in candidates {
+            // Links and dots would hide which cgroup contains which.
+            let Ok(found) = fs::canonicalize(candidate) else {
+                continue;
+            };
+            missing = false;
+            match FileSystem::of(&found) {
+                FileSystem::Cgroup2 if found.is_dir() => return Ok(Self { path: found }),
+                FileSystem::Cgroup1 => version_1 = true,
+                FileSystem::Cgroup2 | FileSystem::Other => {}
+            }
         }
-        Ok(Self { path })
+        let path = path.to_owned();
+        Err(match (missing, version_1) {
+            (true, _) => CgroupError::Missing(path),
+            (_, true) => CgroupError::Version1 { path, mount_point },
+            _ => CgroupError::NotACgroup { path, mount_point },
+        })
     }
 
     /// The child `name`, made if it is missing.
@@ -202,5 +242,38 @@ impl Cgroup {
             path,
             source,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_cgroup_is_told_from_what_is_not_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = |path: &Path| Cgroup::open(path).unwrap_err().to_string();
+        let text = error(directory.path());
+        assert!(
+            text.contains("is no cgroup; those of this machine are below /"),
+            "{text}"
+        );
+        let text = error(&directory.path().join("gone"));
+        assert!(
+            text.contains("there is no cgroup") && text.contains("mkdir"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_cgroup_is_found_by_either_path_and_behind_links() {
+        let mount_point = Cgroup::mount_point().unwrap();
+        let own = Cgroup::own().unwrap();
+        let below = Path::new("/").join(own.path().strip_prefix(&mount_point).unwrap());
+        assert_eq!(Cgroup::open(&below).unwrap(), own);
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(own.path(), &link).unwrap();
+        assert_eq!(Cgroup::open(&link).unwrap(), own);
     }
 }
