@@ -282,6 +282,22 @@ async fn an_http1_client_of_an_http2_service() {
 }
 
 #[tokio::test]
+async fn connect_is_for_http1() {
+    let proxy = Proxy::to(server(100, echo));
+    let (mut sender, _connection) = client(&proxy).await;
+    // Clients that would open a WebSocket (RFC 8441) see that they have to use HTTP/1.1.
+    let response = sender.send_request(get(), true).unwrap().0.await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert!(!sender.is_extended_connect_protocol_enabled());
+    let request = Request::connect("a.example:443").body(()).unwrap();
+    let (response, _stream) = sender.send_request(request, false).unwrap();
+    assert_eq!(
+        response.await.unwrap().status(),
+        StatusCode::NOT_IMPLEMENTED
+    );
+}
+
+#[tokio::test]
 async fn a_refused_stream_is_sent_again() {
     let count = Arc::new(AtomicUsize::new(0));
     let counter = count.clone();

@@ -99,6 +99,23 @@ fn a_body_waits_for_the_destinations_leave() {
     assert!(client.until("\r\n\r\n").starts_with("HTTP/1.1 200"));
 }
 
+/// Nothing but 100 can be passed on; the response that follows is the client's.
+#[test]
+fn other_informational_responses_are_dropped() {
+    let address = upstream(|_, mut client| {
+        client.until("\r\n\r\n");
+        client.send("HTTP/1.1 102 Processing\r\n\r\n");
+        client.send("HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n");
+        client.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+        client.rest();
+    });
+    let proxy = Proxy::to(address);
+    let answer = proxy.exchange("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(answer.ends_with("\r\n\r\nok"), "{answer}");
+    proxy.await_recorded("ok", 1);
+}
+
 #[test]
 fn a_refused_expectation_needs_no_body() {
     let address = upstream(|_, mut client| {
