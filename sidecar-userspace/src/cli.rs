@@ -51,8 +51,8 @@ pub enum Command {
     Schema,
     /// Print shell completions.
     Completions { shell: Shell },
-    /// Print the manual page.
-    Man,
+    /// Print the manual page, or that of a command.
+    Man { command: Option<String> },
     /// Enter a cgroup, then become a command. `run` starts the application with it.
     #[command(hide = true)]
     Enter(Enter),

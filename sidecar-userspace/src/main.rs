@@ -18,7 +18,7 @@ fn main() -> ExitCode {
         Command::Detach(args) => command::detach::run(args),
         Command::Schema => command::generate::schema(),
         Command::Completions { shell } => command::generate::completions(shell),
-        Command::Man => command::generate::man(),
+        Command::Man { command } => command::generate::man(command.as_deref()),
         Command::Enter(args) => command::enter::run(args),
     });
     result.unwrap_or_else(command::report)

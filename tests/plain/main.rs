@@ -3,5 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod checker;
+mod documents;
 mod http;
 mod proxy;
