@@ -18,6 +18,8 @@ pub struct Cgroup {
 
 pub const ROLE_APPLICATION: u32 = 1;
 pub const ROLE_PROXY: u32 = 2;
+/// Below the application's cgroup, and none of the workload's.
+pub const ROLE_EXCLUDED: u32 = 3;
 
 /// One enrolled workload. A zeroed entry is a free one.
 #[repr(C)]

@@ -4,7 +4,7 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use sidecar_common::{
     address::Address,
     record::{COUNTERS as COUNTER_SLOTS, Counter, EVENT_SPLICE, Event},
-    settings::{Cgroup, WORKLOAD_SPLICES},
+    settings::{Cgroup, ROLE_EXCLUDED, WORKLOAD_SPLICES},
 };
 
 use crate::{
@@ -49,7 +49,7 @@ pub fn event(kind: u32, workload: u32, fd: i32, address: Address) {
 }
 
 /// The workload and the role of the current task: the deepest enrolled cgroup counts, so that a proxy inside
-/// its workload's cgroup is told apart.
+/// its workload's cgroup is told apart, and an excluded one is nobody's.
 #[inline(always)]
 pub fn member_of_current() -> Option<Cgroup> {
     let mut member = None;
@@ -64,7 +64,7 @@ pub fn member_of_current() -> Option<Cgroup> {
         }
         level += 1;
     }
-    member
+    member.filter(|cgroup| cgroup.role != ROLE_EXCLUDED)
 }
 
 /// `splice(2)` reads a socket's TCP queue only and would never see redirected bytes: the workload that uses it

@@ -1,9 +1,9 @@
-//! `--cgroup`: what cannot be the application's is refused, with what to do.
+//! Cgroups: what cannot be the application's is refused, with what to do; what is excluded is left alone.
 
 use std::{fs, path::Path, time::Duration};
 
-use anyhow::{Context, ensure};
-use sidecar_tests::world::{World, cgroup, programs};
+use anyhow::{Context, Result, ensure};
+use sidecar_tests::world::{Settings, Workload, World, cgroup, programs, wait};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -78,5 +78,91 @@ fn from_outside_it_is_taken() {
             .finish(LIMIT)?;
         ensure!(finished.code() == 0, "{finished:?}");
         Ok(())
+    });
+}
+
+/// Whether connections from `group` to `to` are steered; they succeed in either case.
+fn is_steered(workload: &Workload<'_>, group: &Path, to: &str) -> Result<bool> {
+    let before = workload.metrics()?.kernel_events("steered");
+    let arguments = ["ping-pong", "--to", to, "--rounds", "10"];
+    workload
+        .start_in(group, "ping-pong", programs::traffic()?, &arguments)?
+        .finish(LIMIT)?
+        .success()?;
+    Ok(workload.metrics()?.kernel_events("steered") > before)
+}
+
+/// Whether connections to port 7000 of `workload`, where a program in `group` listens, come to the sidecar.
+fn is_captured(workload: &Workload<'_>, group: &Path, client: &Workload<'_>) -> Result<bool> {
+    let listen = workload.v4(7000).to_string();
+    let arguments = ["echo", "--listen", &listen];
+    let mut server = workload.start_in(group, "echo", programs::traffic()?, &arguments)?;
+    server.line("listening ")?;
+    let captured = answers(workload, client)?;
+    server.stop(LIMIT)?;
+    Ok(captured)
+}
+
+fn answers(workload: &Workload<'_>, client: &Workload<'_>) -> Result<bool> {
+    let before = workload.metrics()?.kernel_events("inbound");
+    let to = workload.v4(7000).to_string();
+    client.run_traffic("caller", &["ping-pong", "--to", &to, "--rounds", "10"])?;
+    Ok(workload.metrics()?.kernel_events("inbound") > before)
+}
+
+#[test]
+fn excluded_cgroups_are_left_alone() {
+    World::play(|world| {
+        let b = world.workload("b")?;
+        let to = b.v4(7000).to_string();
+        let _echo = b.serving("echo", &["echo", "--listen", &to])?;
+        let a = world.workload("a")?;
+        let group = |name: &str| a.cgroup().join("mine").join(name);
+        // One is there before the sidecar is, with somebody who listens.
+        fs::create_dir_all(group("batch"))?;
+        let listen = a.v4(7000).to_string();
+        let arguments = ["echo", "--listen", &listen];
+        let mut early = a.start_in(&group("batch"), "early", programs::traffic()?, &arguments)?;
+        early.line("listening ")?;
+        let settings = Settings::default()
+            .cgroup("mine")
+            .push("workload.exclude.cgroups", "batch")
+            .push("workload.exclude.cgroups", "jobs/*");
+        let mut a = a;
+        a.start_sidecar(&settings)?;
+        let group = |name: &str| a.cgroup().join("mine").join(name);
+        ensure!(!answers(&a, &b)?, "the early listener was adopted");
+        early.stop(LIMIT)?;
+
+        // Others come later, and take those below with them.
+        for name in ["jobs/1", "batch/deep"] {
+            fs::create_dir_all(group(name))?;
+        }
+        let line = group("jobs/1").display().to_string();
+        wait::until_true("the new cgroup to be seen", LIMIT, || {
+            Ok(a.sidecar()?.log()?.contains(&line))
+        })?;
+        for name in ["batch", "batch/deep", "jobs/1"] {
+            ensure!(!is_steered(&a, &group(name), &to)?, "{name} is steered");
+            ensure!(!is_captured(&a, &group(name), &b)?, "{name} is captured");
+        }
+        for name in ["", "jobs"] {
+            ensure!(
+                is_steered(&a, &group(name), &to)?,
+                "«{name}» is not steered"
+            );
+            ensure!(
+                is_captured(&a, &group(name), &b)?,
+                "«{name}» is not captured"
+            );
+        }
+
+        // What the file no longer excludes is the workload's again.
+        let text = Settings::default().text("a");
+        fs::write(a.sidecar()?.configuration(), text)?;
+        wait::until_true("the exclusion to end", LIMIT, || {
+            is_steered(&a, &group("jobs/1"), &to)
+        })?;
+        a.sidecar()?.expect_no_panic()
     });
 }

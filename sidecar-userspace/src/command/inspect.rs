@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, process::ExitCode};
 
 use anyhow::Result;
 use serde::Serialize;
+use sidecar_common::settings::ROLE_EXCLUDED;
 
 use super::require_root;
 use crate::{
@@ -21,6 +22,7 @@ struct Workload {
     /// A living sidecar holds it.
     sidecar: bool,
     cgroups: Vec<String>,
+    excluded_cgroups: Vec<String>,
     outbound_port: u16,
     redirect: bool,
     credit_bytes: u32,
@@ -64,6 +66,7 @@ pub fn run(args: Inspect) -> Result<ExitCode> {
                 .into_iter()
                 .flatten()
                 .flatten();
+            let excluded = tables.cgroups_in_role(found.slot, ROLE_EXCLUDED);
             node.workloads.push(Workload {
                 workload: found.name,
                 slot: found.slot,
@@ -72,8 +75,10 @@ pub fn run(args: Inspect) -> Result<ExitCode> {
                 cgroups: tables
                     .cgroups_of(found.slot)
                     .into_iter()
-                    .map(cgroup)
+                    .filter(|id| !excluded.contains(id))
+                    .map(&cgroup)
                     .collect(),
+                excluded_cgroups: excluded.iter().copied().map(&cgroup).collect(),
                 outbound_port: settings.outbound_port,
                 redirect: settings.flags & sidecar_common::settings::WORKLOAD_REDIRECT != 0,
                 credit_bytes: settings.credit_bytes,
@@ -106,6 +111,9 @@ fn print(node: &Node) {
         println!("{} (slot {}): {state}", workload.workload, workload.slot);
         for cgroup in &workload.cgroups {
             println!("    cgroup    {cgroup}");
+        }
+        for cgroup in &workload.excluded_cgroups {
+            println!("    excluded  {cgroup}");
         }
         let redirect = if workload.redirect { "on" } else { "off" };
         println!(

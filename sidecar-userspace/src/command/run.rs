@@ -24,7 +24,7 @@ use crate::{
     connection::listen::Listeners,
     kernel::{
         attach::{Enrolment, Subject},
-        events,
+        events, exclusion,
         record::KernelCounters,
     },
     lifecycle::{descriptors, signal::Signals},
@@ -111,6 +111,12 @@ async fn proxied(
         true => None,
         false => Some(start(&args.command, &cgroups.application)?),
     };
+    tokio::task::spawn_local(exclusion::follow(
+        enrolment.open_tables()?,
+        enrolment.slot(),
+        cgroups.application.clone(),
+        config.clone(),
+    ));
     if let Some(ring) = enrolment.take_events() {
         tokio::task::spawn_local(events::follow(
             ring,

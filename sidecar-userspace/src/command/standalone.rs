@@ -72,7 +72,7 @@ impl Cgroups {
         self.home.enter()?;
         self.proxy.remove()?;
         if self.own_application {
-            self.application.remove()?;
+            self.application.remove_tree()?;
         }
         self.parent.remove()
     }

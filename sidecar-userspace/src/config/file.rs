@@ -15,7 +15,7 @@ use super::{
 use crate::{
     model::{
         AccessLogFormat, Cidr, EndpointAddress, FailRule, HostMatch, InboundCapture, Protocol,
-        UnknownDestination,
+        UnknownDestination, cgroup::CgroupPattern,
     },
     policy::{Action, PathNormalization, Posture},
 };
@@ -66,6 +66,16 @@ pub struct Workload {
     pub name: Option<Setting<Name>>,
     /// Its namespace in logs and metrics.
     pub namespace: Option<Setting<Name>>,
+    /// Processes that run within its cgroup and are not of it.
+    pub exclude: Option<WorkloadExclude>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct WorkloadExclude {
+    /// Cgroups below the application's: connections that their processes make, or accept, do not come to the sidecar. A
+    /// cgroup that is made later counts within a quarter of a second; sockets that are open already stay as they are.
+    pub cgroups: Option<Vec<Setting<CgroupPattern>>>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]

@@ -46,6 +46,13 @@ fn every_setting_reaches_the_model() {
     let snapshot = parse("f", include_str!("tests/full.yaml")).unwrap();
     assert_eq!(snapshot.workload.name, "shop");
     assert_eq!(snapshot.workload.namespace, "prod");
+    let excluded: Vec<_> = snapshot
+        .workload
+        .exclude_cgroups
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(excluded, ["batch", "jobs/*"]);
     assert_eq!(snapshot.outbound.unknown, UnknownDestination::RegistryOnly);
     assert_eq!(
         snapshot.outbound.exclude_cidrs[0].to_string(),

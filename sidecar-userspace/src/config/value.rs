@@ -14,7 +14,7 @@ use super::{
 use crate::{
     model::{
         self, AccessLogFormat, Cidr, FailRule, HostMatch, InboundCapture, Protocol,
-        UnknownDestination,
+        UnknownDestination, cgroup::CgroupPattern,
     },
     policy::{Action, PathNormalization, Posture},
 };
@@ -318,5 +318,20 @@ impl Scalar for FilePath {
 
     fn schema() -> Schema {
         json_schema!({ "type": "string", "pattern": "^/" })
+    }
+}
+impl Scalar for CgroupPattern {
+    type Value = Self;
+
+    fn expected() -> Expected {
+        "a path below the application's cgroup such as batch or jobs/*".into()
+    }
+
+    fn parse(text: &str) -> Result<Self, Expected> {
+        Self::new(text).ok_or_else(<Self as Scalar>::expected)
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "pattern": "^[^/]+(/[^/]+)*$" })
     }
 }

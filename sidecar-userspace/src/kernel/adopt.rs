@@ -20,12 +20,14 @@ use crate::sys::cgroup::Cgroup;
 pub fn adopt(
     tables: &mut Tables,
     application: &Cgroup,
+    excluded: &[Cgroup],
     slot: u32,
     netns: u64,
 ) -> Result<(), LoadError> {
     let namespace = fs::read_link("/proc/self/ns/net").ok();
     // The proxy may run below the application's cgroup.
-    let others = |pid: &u32| *pid != std::process::id();
+    let left_alone: Vec<u32> = excluded.iter().flat_map(Cgroup::all_processes).collect();
+    let others = |pid: &u32| *pid != std::process::id() && !left_alone.contains(pid);
     for pid in application.all_processes().into_iter().filter(others) {
         let process = Path::new("/proc").join(pid.to_string());
         if fs::read_link(process.join("ns/net")).ok() != namespace {

@@ -33,7 +33,7 @@ use tracing::{info, warn};
 use super::{
     adopt,
     events::KernelLog,
-    features,
+    exclusion, features,
     load::{self, LoadError, OBJECT, program},
     pins::{PinError, Pins, WorkloadPins},
     selftest::{self, Finding, Observer},
@@ -239,13 +239,22 @@ impl Enrolment {
             self.no_redirect.is_none(),
         );
         self.tables.set_workload(slot, entry)?;
+        // Before their workload is, so that none of their connections is steered.
+        let patterns = &subject.snapshot.workload.exclude_cgroups;
+        let excluded = exclusion::apply(&mut self.tables, slot, subject.application, patterns)?;
         let application = CgroupEntry {
             workload: slot,
             role: ROLE_APPLICATION,
         };
         self.tables
             .set_cgroup(subject.application.id()?, application)?;
-        adopt::adopt(&mut self.tables, subject.application, slot, self.netns)?;
+        adopt::adopt(
+            &mut self.tables,
+            subject.application,
+            &excluded,
+            slot,
+            self.netns,
+        )?;
         self.take_over(subject.name)
     }
 

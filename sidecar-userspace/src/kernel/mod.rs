@@ -8,13 +8,14 @@
 //! - [`tables`], what is written into the maps
 //! - [`selftest`], whether redirect may be switched on
 //! - [`events`], what it tells at once
-//! - [`adopt`], sockets that were there before; [`record`], counters as metrics
+//! - [`exclusion`], cgroups whose processes are left alone; [`adopt`], sockets that were there before; [`record`], counters as metrics
 //! - [`attach`], one workload's programs, from enrolment to leaving
 
 pub mod adopt;
 pub mod attach;
 pub mod btf;
 pub mod events;
+pub mod exclusion;
 pub mod features;
 pub mod load;
 pub mod pins;

@@ -137,6 +137,20 @@ impl Tables {
             .collect()
     }
 
+    /// Of these, those in one of the `ROLE_`s.
+    pub fn cgroups_in_role(&self, slot: u32, role: u32) -> Vec<u64> {
+        let entries = self.cgroups.iter().flatten();
+        entries
+            .filter(|(_, entry)| entry.workload == slot && entry.role == role)
+            .map(|(id, _)| id)
+            .collect()
+    }
+
+    /// Takes back [`Tables::set_cgroup`].
+    pub fn forget_cgroup(&mut self, id: u64) -> Result<(), LoadError> {
+        self.cgroups.remove(&id).map_err(of(names::CGROUPS))
+    }
+
     /// Where the workload's inbound connections go. `listener`: a listening TCP socket of its namespace.
     pub fn set_listener(&mut self, slot: u32, listener: &impl AsRawFd) -> Result<(), LoadError> {
         self.listeners

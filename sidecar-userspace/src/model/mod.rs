@@ -5,6 +5,7 @@
 
 pub mod access_log;
 pub mod authorization;
+pub mod cgroup;
 pub mod cidr;
 mod index;
 pub mod route;

@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Cidr, Protocol, UnknownDestination};
+use super::{Cidr, Protocol, UnknownDestination, cgroup::CgroupPattern};
 
 /// Who the sidecar speaks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workload {
     pub name: String,
     pub namespace: String,
+    /// Cgroups below the application's whose processes are left alone.
+    pub exclude_cgroups: Vec<CgroupPattern>,
 }
 
 /// What the workload's own connections may do and what of them is steered to the proxy.
@@ -29,6 +31,7 @@ impl Default for Workload {
         Self {
             name: "workload".to_owned(),
             namespace: "default".to_owned(),
+            exclude_cgroups: Vec::new(),
         }
     }
 }

@@ -130,6 +130,13 @@ impl Cgroup {
         }
     }
 
+    /// The child `name`, be it there or not.
+    pub fn below(&self, name: &str) -> Self {
+        Self {
+            path: self.path.join(name),
+        }
+    }
+
     pub fn parent(&self) -> Option<Self> {
         Some(Self {
             path: self.path.parent()?.to_owned(),
@@ -216,6 +223,15 @@ impl Cgroup {
                 result => return result.map_err(self.failed("remove")),
             }
         }
+    }
+
+    /// Removes this cgroup and those that the application made in it.
+    pub fn remove_tree(&self) -> Result<(), CgroupError> {
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        for entry in entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
+            Self { path: entry.path() }.remove_tree()?;
+        }
+        self.remove()
     }
 
     /// The cgroup with `id`, wherever it is; `None` if it is gone.

@@ -26,7 +26,11 @@ pub fn config_dump(snapshot: &Snapshot) -> Value {
     } = snapshot;
     json!({
         "generation": generation,
-        "workload": { "name": workload.name, "namespace": workload.namespace },
+        "workload": {
+            "name": workload.name,
+            "namespace": workload.namespace,
+            "exclude_cgroups": workload.exclude_cgroups.iter().map(ToString::to_string).collect::<Value>(),
+        },
         "outbound": {
             "unknown": format!("{:?}", outbound.unknown),
             "exclude_cidrs": texts(&outbound.exclude_cidrs),

@@ -35,6 +35,8 @@ pub(super) fn compile(file: File) -> Result<Snapshot, Vec<ConfigError>> {
     let workload = file.workload.unwrap_or_default();
     report.set(&mut snapshot.workload.name, workload.name);
     report.set(&mut snapshot.workload.namespace, workload.namespace);
+    let exclude = workload.exclude.unwrap_or_default();
+    snapshot.workload.exclude_cgroups = report.values(exclude.cgroups);
     outbound(
         &mut report,
         &mut snapshot,
