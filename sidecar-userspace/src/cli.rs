@@ -1,11 +1,14 @@
 //! The command line: verbs change state, nouns only read.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
-use crate::kernel::pins::DEFAULT_DIRECTORY;
+use crate::{
+    identity::{SpiffeId, TrustDomain},
+    kernel::pins::DEFAULT_DIRECTORY,
+};
 
 /// An eBPF-accelerated sidecar: mTLS, policy, traffic management and telemetry beside an unmodified application,
 /// without iptables.
@@ -41,6 +44,8 @@ pub enum Command {
     Run(Run),
     /// Run the proxy alone: whoever steers connections to it, it needs no privilege.
     Proxy(Proxy),
+    /// Make a certification authority for this machine, and certificates of its.
+    Ca(Ca),
     /// Tell what works here and what does not: kernel, privileges, self-test, configuration.
     Check(Check),
     /// Show the workloads of this node, what is attached for them and what the kernel half counted (root).
@@ -107,6 +112,72 @@ pub struct Check {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Of the embedded authority.
+const CA_DIRECTORY: &str = "/var/lib/sidecar/ca";
+
+#[derive(Debug, Args)]
+pub struct Ca {
+    #[command(subcommand)]
+    pub verb: CaVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CaVerb {
+    /// Make a root certificate and its key in a directory that has none.
+    Init(Init),
+    /// Make a certificate for a workload, and its key.
+    Issue(Issue),
+}
+
+#[derive(Debug, Args)]
+pub struct Init {
+    /// Where ca.crt and ca.key are to be.
+    #[arg(long, value_name = "DIR", default_value = CA_DIRECTORY, value_hint = ValueHint::DirPath)]
+    pub directory: PathBuf,
+
+    /// The trust domain whose root it is.
+    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    pub trust_domain: TrustDomain,
+
+    /// How long the root is valid, such as 8760h.
+    #[arg(long, value_name = "TIME", default_value = "87600h")]
+    pub lifetime: Lifetime,
+}
+
+#[derive(Debug, Args)]
+pub struct Issue {
+    /// The directory of the authority.
+    #[arg(long, value_name = "DIR", default_value = CA_DIRECTORY, value_hint = ValueHint::DirPath)]
+    pub directory: PathBuf,
+
+    /// The workload's SPIFFE id, such as spiffe://cluster.local/ns/default/sa/orders.
+    #[arg(long, value_name = "SPIFFE_ID")]
+    pub id: SpiffeId,
+
+    /// Where tls.crt, tls.key and ca.crt are written.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub out: PathBuf,
+
+    /// How long the certificate is valid, such as 24h or 90m.
+    #[arg(long, value_name = "TIME", default_value = "24h")]
+    pub lifetime: Lifetime,
+}
+
+/// From a second to a hundred years.
+#[derive(Debug, Clone, Copy)]
+pub struct Lifetime(pub Duration);
+
+impl FromStr for Lifetime {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        crate::config::duration(text)
+            .filter(|time| *time >= Duration::from_secs(1))
+            .map(Self)
+            .ok_or_else(|| "a time such as 24h or 90m, at least 1s".to_owned())
+    }
 }
 
 #[derive(Debug, Args)]

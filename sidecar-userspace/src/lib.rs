@@ -14,6 +14,7 @@
 //! - [`proxy`], the threads that serve connections
 //! - [`sys`], what the operating system offers and no crate wraps
 //! - [`telemetry`], what the proxy tells about itself
+//! - [`mod@tls`], TLS between sidecars
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
@@ -30,3 +31,4 @@ pub mod policy;
 pub mod proxy;
 pub mod sys;
 pub mod telemetry;
+pub mod tls;

@@ -32,6 +32,7 @@ use crate::{
         admin::{self, Admin, LogFilter, Scope},
         metrics::Metrics,
     },
+    tls::mesh::MeshHandle,
 };
 
 /// Threads for blocking calls of one worker: name look-ups only.
@@ -48,6 +49,8 @@ pub struct Proxy {
     pub readiness: Readiness,
     pub origin: Arc<dyn OriginSource>,
     pub log_filter: Option<LogFilter>,
+    /// The workload's identity; `None`: none is configured.
+    pub mesh: Option<Arc<MeshHandle>>,
 }
 
 /// The ports in use.
@@ -97,6 +100,7 @@ impl Proxy {
             readiness: Readiness::default(),
             origin: Arc::new(KernelOrigin),
             log_filter: None,
+            mesh: None,
         }
     }
 
@@ -109,6 +113,7 @@ impl Proxy {
             readiness,
             origin,
             log_filter,
+            mesh,
         } = self;
         let Listeners {
             ports: own_ports,
@@ -142,6 +147,7 @@ impl Proxy {
                 origin: origin.clone(),
                 own_ports,
                 places: places.clone(),
+                mesh: mesh.clone(),
                 ready: readiness.token("workers"),
             };
             threads.push(spawn(format!("worker-{number}"), move |runtime| {
@@ -156,6 +162,7 @@ impl Proxy {
             started: Instant::now(),
             quit: quit.clone(),
             set_log_filter: log_filter,
+            mesh,
         });
         let control = Control {
             admin,
@@ -246,6 +253,7 @@ struct Seed {
     origin: Arc<dyn OriginSource>,
     own_ports: OwnPorts,
     places: Places,
+    mesh: Option<Arc<MeshHandle>>,
     ready: Token,
 }
 
@@ -261,6 +269,7 @@ impl Seed {
             origin,
             own_ports,
             places,
+            mesh,
             ready,
         } = self;
         runtime.block_on(async move {
@@ -277,6 +286,7 @@ impl Seed {
                 buffers: Buffers::default(),
                 learned: Learned::default(),
                 http: Pool::default(),
+                mesh,
             });
             let inbound = std::iter::once((Direction::Inbound, listeners.inbound));
             let outbound = listeners

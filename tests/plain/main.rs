@@ -6,3 +6,4 @@ mod checker;
 mod documents;
 mod http;
 mod proxy;
+mod tls;

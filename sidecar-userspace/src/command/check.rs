@@ -1,6 +1,6 @@
 //! `check`: what works on this machine and what does not, each with what to do about it.
 
-use std::{fs, process::ExitCode};
+use std::{fs, process::ExitCode, time::SystemTime};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -9,6 +9,7 @@ use super::standalone::Cgroups;
 use crate::{
     cli::Check,
     config,
+    identity::source,
     kernel::{
         attach::{Enrolment, Subject},
         btf::Btf,
@@ -17,6 +18,7 @@ use crate::{
     },
     model::Snapshot,
     sys::cgroup::Cgroup,
+    tls::mesh::Mesh,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -55,6 +57,7 @@ pub fn run(args: Check) -> Result<ExitCode> {
             Err(errors) => findings.fail("configuration", errors, "correct the file"),
         }
     }
+    identity(&mut findings, &snapshot);
     kernel(&mut findings);
     btf(&mut findings);
     cgroup(&mut findings);
@@ -81,6 +84,32 @@ pub fn run(args: Check) -> Result<ExitCode> {
         (Verdict::Failure, _) => ExitCode::FAILURE,
         _ => ExitCode::SUCCESS,
     })
+}
+
+/// Whether the workload's identity can be had, and for how long.
+fn identity(findings: &mut Findings, snapshot: &Snapshot) {
+    let Some(identity) = &snapshot.identity else {
+        return;
+    };
+    let remedy = "correct the files that the section identity names";
+    let material = match source::read(identity, &snapshot.workload) {
+        Ok(material) => material,
+        Err(error) => return findings.fail("identity", error, remedy),
+    };
+    let (id, facts) = (&material.svid.id, &material.svid.facts);
+    let now = SystemTime::now();
+    let hours = facts.left(now).as_secs() / 3600;
+    if let Err(error) = Mesh::new(material.clone(), identity.min_version) {
+        findings.fail("identity", error, remedy);
+    } else if !facts.is_valid_at(now) {
+        findings.fail(
+            "identity",
+            format!("{id}: not valid now"),
+            "renew the certificate",
+        );
+    } else {
+        findings.ok("identity", format!("{id}, valid for {hours} h"));
+    }
 }
 
 #[derive(Default)]

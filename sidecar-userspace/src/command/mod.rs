@@ -1,5 +1,6 @@
 //! The verbs and nouns of the command line, one file each. Here alone errors become text and exit codes.
 
+pub mod ca;
 pub mod check;
 pub mod detach;
 pub mod enter;
@@ -22,8 +23,10 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     config::{self, ConfigErrors},
+    identity::source::Source,
     model::Snapshot,
-    telemetry::admin::LogFilter,
+    telemetry::{admin::LogFilter, metrics::Metrics},
+    tls::mesh::MeshHandle,
 };
 
 /// Usage or configuration: nothing was started.
@@ -93,6 +96,19 @@ fn load(path: Option<&Path>) -> Result<Snapshot> {
         Some(path) => Ok(config::load(path)?),
         None => Ok(Snapshot::builtin()),
     }
+}
+
+/// The identity that is configured, in force, and what keeps it so.
+fn identity(
+    snapshot: &Snapshot,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<(Arc<MeshHandle>, Source)>> {
+    let Some(identity) = &snapshot.identity else {
+        return Ok(None);
+    };
+    let handle = MeshHandle::new(identity.min_version);
+    let source = Source::start(identity, &snapshot.workload, &handle, metrics)?;
+    Ok(Some((handle, source)))
 }
 
 /// Refuses early and in words what would fail late.

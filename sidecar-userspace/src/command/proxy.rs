@@ -23,10 +23,12 @@ pub fn run(args: Arguments) -> Result<ExitCode> {
         Signals::new().context("signal handlers")?
     };
     let listeners = Listeners::bind(&snapshot.listeners, &snapshot.timeouts, snapshot.workers)?;
-    let config = SnapshotHandle::new(snapshot, args.config.config);
     let metrics = Arc::new(Metrics::new().context("metrics")?);
+    let identity = super::identity(&snapshot, &metrics)?;
+    let config = SnapshotHandle::new(snapshot, args.config.config);
     let mut proxy = Proxy::new(config.clone(), listeners, metrics);
     proxy.log_filter = super::log_filter();
+    proxy.mesh = identity.as_ref().map(|(mesh, _)| mesh.clone());
     let proxy = proxy.start()?;
     info!(ports = ?proxy.ports(), "proxy is running");
     runtime.block_on(supervise(signals, proxy, config, None, |_| ()))?;

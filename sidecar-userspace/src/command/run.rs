@@ -93,6 +93,7 @@ async fn proxied(
     let metrics = Arc::new(Metrics::new().context("metrics")?);
     let counters = KernelCounters::new(enrolment.open_tables()?, enrolment.slot())?;
     metrics.registry().register(Box::new(counters))?;
+    let identity = super::identity(snapshot, &metrics)?;
 
     // Connections wait in the listeners' queues from the moment that they are steered.
     let listeners = Listeners::bind(&snapshot.listeners, &snapshot.timeouts, snapshot.workers)?;
@@ -103,6 +104,7 @@ async fn proxied(
     enrolment.steer(subject, listeners.ports.outbound, inbound)?;
     let mut proxy = Proxy::new(config.clone(), listeners, metrics);
     proxy.log_filter = super::log_filter();
+    proxy.mesh = identity.as_ref().map(|(mesh, _)| mesh.clone());
     let proxy = proxy.start()?;
     let redirect = enrolment.no_redirect().map_or("on", |_| "off");
     info!(workload = subject.name, ports = ?proxy.ports(), redirect, "steering");

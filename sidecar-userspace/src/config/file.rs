@@ -13,11 +13,13 @@ use super::{
     value::{Bind, FilePath, Host, ListenPort, Name, PathText, PathType, Port, Weight},
 };
 use crate::{
+    identity::{SpiffeId, TrustDomain},
     model::{
-        AccessLogFormat, Cidr, EndpointAddress, FailRule, HostMatch, InboundCapture, Protocol,
-        UnknownDestination, cgroup::CgroupPattern,
+        AccessLogFormat, Cidr, EndpointAddress, FailRule, HostMatch, InboundCapture, Mtls,
+        Protocol, UnknownDestination, cgroup::CgroupPattern,
     },
     policy::{Action, PathNormalization, Posture},
+    tls::MinVersion,
 };
 
 /// One millisecond to a day.
@@ -31,6 +33,9 @@ pub type TimeoutOrNone = Time<0, 86_400_000>;
 pub struct File {
     /// Who the sidecar speaks for.
     pub workload: Option<Workload>,
+    /// Who the workload is, proved by a certificate, and whom it believes. Read at start only; the files in it are
+    /// read again whenever they change. Absent: nobody, and no connection is encrypted.
+    pub identity: Option<Marked<Identity>>,
     /// The workload's own connections.
     pub outbound: Option<Outbound>,
     /// Connections to the workload.
@@ -76,6 +81,52 @@ pub struct WorkloadExclude {
     /// Cgroups below the application's: connections that their processes make, or accept, do not come to the sidecar. A
     /// cgroup that is made later counts within a quarter of a second; sockets that are open already stay as they are.
     pub cgroups: Option<Vec<Setting<CgroupPattern>>>,
+}
+
+/// One of `files` and `ca`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Identity {
+    /// PEM files that somebody else renews. They are watched; a renewal drops no connection.
+    pub files: Option<IdentityFiles>,
+    /// The authority that `sidecar ca init` made, on this machine: the sidecar signs its own certificates and renews
+    /// them after two thirds of their life.
+    pub ca: Option<IdentityCa>,
+    /// Other trust domains whose workloads are believed.
+    pub federation: Option<Vec<Federated>>,
+    /// The lowest version of TLS between sidecars: `1.3` or `1.2`.
+    pub min_tls_version: Option<Setting<MinVersion>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct IdentityFiles {
+    /// Required: the certificate, with its SPIFFE id as URI name, and the intermediates behind it.
+    pub certificate: Setting<FilePath>,
+    /// Required: its key. Nobody but the owner may read the file (mode 0600).
+    pub private_key: Setting<FilePath>,
+    /// Required: the roots of the workload's trust domain; several while a root is being replaced.
+    pub trust_bundle: Setting<FilePath>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct IdentityCa {
+    /// Required: the directory of the authority.
+    pub directory: Setting<FilePath>,
+    /// The workload's SPIFFE id. Absent: `spiffe://<trust domain>/ns/<workload.namespace>/sa/<workload.name>`.
+    pub id: Option<Setting<SpiffeId>>,
+    /// How long a certificate is valid. Absent: 1h.
+    pub lifetime: Option<Setting<Time<10_000, 31_536_000_000>>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Federated {
+    /// Required: its name.
+    pub trust_domain: Setting<TrustDomain>,
+    /// Required: a PEM file with its roots. Watched.
+    pub trust_bundle: Setting<FilePath>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -125,10 +176,27 @@ pub struct Inbound {
     /// Which ports are handed to the sidecar: `workload`, those that the workload listens on; `listed`, those
     /// under `ports`; `none`.
     pub capture: Option<Setting<InboundCapture>>,
-    /// Protocols declared for the workload's ports.
-    pub ports: Option<Vec<PortProtocol>>,
+    /// Whether connections must be mutual TLS, as in Istio's PeerAuthentication: `strict` takes nothing else;
+    /// `permissive` takes plaintext as well, told apart by the first bytes; `disable` leaves TLS to the application.
+    /// Absent: `permissive` with an `identity`, else `disable`. On a permissive port, plaintext clients that wait
+    /// for the server to speak first wait 300 ms longer.
+    pub mtls: Option<Setting<Mtls>>,
+    /// What is declared for the workload's ports.
+    pub ports: Option<Vec<InboundPort>>,
     /// Ports that are not steered to the sidecar.
     pub exclude: Option<PortExclude>,
+}
+
+/// A port of the workload.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct InboundPort {
+    /// Required.
+    pub port: Setting<Port>,
+    /// How its bytes are to be understood, as in `outbound.ports`.
+    pub protocol: Option<Setting<Protocol>>,
+    /// Absent: the general `inbound.mtls`.
+    pub mtls: Option<Setting<Mtls>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -147,6 +215,24 @@ pub struct Service {
     pub endpoints: Option<Marked<Vec<Endpoint>>>,
     /// Limits on waiting for it.
     pub timeouts: Option<ServiceTimeouts>,
+    /// How connections to the endpoints are encrypted. Absent: as the application sends them.
+    pub tls: Option<Marked<ServiceTls>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ServiceTls {
+    /// Required. `mesh`: mutual TLS with the endpoints' sidecars, Istio's ISTIO_MUTUAL; `disable`.
+    pub mode: Setting<TlsMode>,
+    /// Required for `mesh`: the SPIFFE ids that the endpoints may have.
+    pub subject_alt_names: Option<Vec<Setting<SpiffeId>>>,
+}
+
+/// How connections to a service are encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsMode {
+    Disable,
+    Mesh,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -395,6 +481,8 @@ pub struct Timeouts {
     pub request_head: Option<Setting<Timeout>>,
     /// An HTTP connection without a request is closed after this.
     pub http_idle: Option<Setting<Timeout>>,
+    /// Until the TLS handshake of a connection to the workload is complete.
+    pub tls_handshake: Option<Setting<Timeout>>,
     /// An idle connection's first keepalive probe is sent after this.
     pub keepalive: Option<Setting<Time<1_000, 32_767_000>>>,
     /// A peer that has answered nothing for about so long, while data waits for it, is gone. One that answers and takes

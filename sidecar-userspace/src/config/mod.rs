@@ -21,6 +21,7 @@ use std::{
     fs::File,
     io::{self, Read},
     path::Path,
+    time::Duration,
 };
 
 pub use error::{ConfigError, ConfigErrors};
@@ -53,6 +54,11 @@ pub fn parse(name: &str, text: &str) -> Result<Snapshot, ConfigErrors> {
         .map_err(|error| vec![error])
         .and_then(validate::compile)
         .map_err(|errors| ConfigErrors::new(name, errors))
+}
+
+/// A time as it is written in the file, such as `1h30m`.
+pub fn duration(text: &str) -> Option<Duration> {
+    scalar::duration_ms(text).map(Duration::from_millis)
 }
 
 fn read(path: &Path) -> io::Result<String> {

@@ -194,7 +194,7 @@ impl Scalar for bool {
 
 const DURATION_UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
-fn duration_ms(text: &str) -> Option<u64> {
+pub(super) fn duration_ms(text: &str) -> Option<u64> {
     let mut rest = text;
     let mut total_ms = 0;
     for _ in 0..4 {

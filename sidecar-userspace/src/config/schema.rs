@@ -110,6 +110,7 @@ fn defaults() -> Value {
             "idle": time(&timeouts.idle),
             "requestHead": time(&timeouts.request_head),
             "httpIdle": time(&timeouts.http_idle),
+            "tlsHandshake": time(&timeouts.tls_handshake),
             "keepalive": time(&timeouts.keepalive),
             "user": time(&timeouts.user),
             "drain": time(&timeouts.drain),

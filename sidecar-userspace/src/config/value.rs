@@ -9,14 +9,17 @@ use schemars::{Schema, json_schema};
 
 use super::{
     error::Expected,
+    file::TlsMode,
     scalar::{Number, Scalar},
 };
 use crate::{
+    identity::{SpiffeId, TrustDomain},
     model::{
-        self, AccessLogFormat, Cidr, FailRule, HostMatch, InboundCapture, Protocol,
+        self, AccessLogFormat, Cidr, FailRule, HostMatch, InboundCapture, Mtls, Protocol,
         UnknownDestination, cgroup::CgroupPattern,
     },
     policy::{Action, PathNormalization, Posture},
+    tls::MinVersion,
 };
 
 /// A port that can be connected to.
@@ -74,6 +77,9 @@ choice!(PathNormalization {
     "decodeAndMergeSlashes" => DecodeAndMergeSlashes
 });
 choice!(FailRule { "closed" => Closed, "open" => Open });
+choice!(Mtls { "disable" => Disable, "permissive" => Permissive, "strict" => Strict });
+choice!(MinVersion { "1.3" => Tls13, "1.2" => Tls12 });
+choice!(TlsMode { "mesh" => Mesh, "disable" => Disable });
 choice!(AccessLogFormat { "json" => Json, "text" => Text, "none" => None });
 choice!(Protocol {
     "auto" => Auto, "tcp" => Tcp, "http" => Http, "http2" => Http2, "grpc" => Http2
@@ -298,6 +304,39 @@ impl Scalar for Bind {
             "type": ["integer", "string"], "minimum": 0, "maximum": 65535,
             "pattern": r"^([0-9.]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"
         })
+    }
+}
+
+impl Scalar for SpiffeId {
+    type Value = Self;
+
+    fn expected() -> Expected {
+        "a SPIFFE id such as spiffe://cluster.local/ns/default/sa/orders".into()
+    }
+
+    fn parse(text: &str) -> Result<Self, Expected> {
+        let why = |why| format!("{}: {why}", <Self as Scalar>::expected()).into();
+        Self::parse(text).map_err(why)
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "maxLength": 2048, "pattern": "^spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+$" })
+    }
+}
+
+impl Scalar for TrustDomain {
+    type Value = Self;
+
+    fn expected() -> Expected {
+        "the name of a trust domain such as cluster.local".into()
+    }
+
+    fn parse(text: &str) -> Result<Self, Expected> {
+        Self::parse(text).map_err(|_| <Self as Scalar>::expected())
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "maxLength": 255, "pattern": "^[a-z0-9._-]+$" })
     }
 }
 

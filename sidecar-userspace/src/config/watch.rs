@@ -157,6 +157,12 @@ fn keep_what_is_read_at_start(old: &Snapshot, new: &mut Snapshot) {
         tracing::warn!("listeners are read at start only: restart the sidecar to move them");
         new.listeners = old.listeners.clone();
     }
+    if new.identity != old.identity {
+        tracing::warn!(
+            "the identity section is read at start only: restart the sidecar to change it"
+        );
+        new.identity = old.identity.clone();
+    }
     if new.workers != old.workers {
         let (in_force, asked) = (old.workers, new.workers);
         tracing::warn!(%in_force, %asked, "workers are read at start only: restart the sidecar to change them");

@@ -14,10 +14,7 @@ use std::{
 use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{
-    Direction, Reason, Worker, origin,
-    stream::{self, Unserved},
-};
+use super::{Direction, Reason, Unserved, Worker, origin, stream};
 use crate::model::Snapshot;
 
 /// Pause after the first error that will not go away at once; doubles up to [`LONGEST_PAUSE`].

@@ -290,6 +290,7 @@ mod tests {
             }],
             endpoints: endpoints.iter().map(endpoint).collect(),
             connect_timeout: Duration::from_secs(1),
+            tls: None,
         })
     }
 

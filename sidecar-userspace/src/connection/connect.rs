@@ -3,6 +3,7 @@
 use std::{
     fmt, io,
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -10,18 +11,23 @@ use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::{
-    ConnectionContext, Direction, Reason, Stream,
+    ConnectionContext, Direction, Reason, Transport,
     balance::{self, Load},
     liveness,
     route::Target,
 };
-use crate::{model::Timeouts, sys::sockopt};
+use crate::{
+    model::{Protocol, Timeouts},
+    sys::sockopt,
+    tls::{self, Carried, Secured},
+};
 
 /// A connection to the destination.
 #[derive(Debug)]
 pub struct Upstream {
-    pub stream: Stream,
+    pub stream: Transport,
     pub address: SocketAddr,
+    pub tls: Option<Arc<Secured>>,
     /// Counts as open work on the address while it is kept.
     pub load: Load,
 }
@@ -49,6 +55,11 @@ pub async fn connect(
         address: None,
         detail: None,
     };
+    let carried = match target.protocol {
+        Protocol::Http => Carried::Http1,
+        Protocol::Http2 => Carried::Http2,
+        Protocol::Auto | Protocol::Tcp => Carried::Bytes,
+    };
     let attempts = async {
         let mut candidates = balance::candidates(&context.worker, target);
         let mut endpoints_left = target
@@ -73,12 +84,12 @@ pub async fn connect(
                 endpoints_left,
             );
             endpoints_left = endpoints_left.saturating_sub(1).max(1);
-            match dial(context, candidate.address, share).await {
-                Ok(tcp) => {
+            match open(context, target, candidate.address, carried, share).await {
+                Ok(opened) => {
                     candidate.load.succeeded();
-                    let stream = Stream::new(tcp);
                     return Some(Upstream {
-                        stream,
+                        stream: opened.stream,
+                        tls: opened.tls,
                         address: candidate.address,
                         load: candidate.load,
                     });
@@ -106,8 +117,42 @@ pub fn timeout(context: &ConnectionContext, target: &Target) -> Duration {
         })
 }
 
+/// A connection to one address, encrypted where the target's service says so.
+#[derive(Debug)]
+pub struct Opened {
+    pub stream: Transport,
+    pub tls: Option<Arc<Secured>>,
+}
+
+/// One attempt at one address: dial and, where it is encrypted, shake hands, both within `timeout`.
+pub async fn open(
+    context: &ConnectionContext,
+    target: &Target,
+    address: SocketAddr,
+    carried: Carried,
+    timeout: Duration,
+) -> Result<Opened, ConnectError> {
+    let deadline = Instant::now() + timeout;
+    let tcp = dial(context, address, timeout).await?;
+    let Some(tls) = target.tls() else {
+        return Ok(Opened {
+            stream: tcp.into(),
+            tls: None,
+        });
+    };
+    let peer = tls::connect::Peer {
+        tls,
+        service: target.service.as_deref(),
+        address,
+    };
+    Box::pin(tls::connect::connect(
+        context, &peer, tcp, carried, deadline,
+    ))
+    .await
+}
+
 /// One attempt at one address.
-pub async fn dial(
+async fn dial(
     context: &ConnectionContext,
     address: SocketAddr,
     timeout: Duration,

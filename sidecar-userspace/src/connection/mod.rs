@@ -15,6 +15,7 @@ pub mod relay;
 pub mod resolve;
 pub mod route;
 pub mod stream;
+pub mod transport;
 mod worker;
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
@@ -23,6 +24,7 @@ use bytes::Bytes;
 pub use outcome::{Ended, Outcome, Reason};
 pub use record::{ConnectionRecord, Recorder, RequestRecord};
 pub use stream::Stream;
+pub use transport::{Transport, Unserved};
 pub use worker::Worker;
 
 use self::{
@@ -30,13 +32,13 @@ use self::{
     connect::{ConnectError, Upstream},
     detect::Detected,
     route::Target,
-    stream::Unserved,
 };
 use crate::{
     http,
     identity::SpiffeId,
     lifecycle::drain::{DrainSignal, Guard},
     model::{Protocol, Snapshot},
+    tls::{self, Secured},
 };
 
 /// Which way a connection goes, seen from the workload.
@@ -61,6 +63,8 @@ pub struct ConnectionContext {
     pub original: Option<SocketAddr>,
     /// Who the client has proved to be; `None` on a plaintext connection.
     pub peer_identity: Option<SpiffeId>,
+    /// The client's TLS, where the sidecar ends it.
+    pub tls: Option<Arc<Secured>>,
     pub recorder: Recorder,
     pub drain: DrainSignal,
     /// State shared by the connections of one worker.
@@ -87,13 +91,15 @@ async fn steps(
     worker: &Rc<Worker>,
     record: &mut ConnectionRecord,
 ) -> Result<Ended, ConnectError> {
-    let context = origin::origin(&accepted, worker)?;
+    let mut context = origin::origin(&accepted, worker)?;
     record.destination = context.original;
     let Accepted {
         client,
         place: _place,
         ..
     } = accepted;
+    let mut client = tls::accept::accept(client, &mut context).await?;
+    record.client_tls = context.tls.clone();
     authorise::authorise(&context)?;
     let Some(target) = route::route(&context) else {
         // The explicit proxy: its requests name where they go.
@@ -106,7 +112,7 @@ async fn steps(
         // Nothing is dialled; requests may pass, or at least get an answer.
         Protocol::Auto if of_bytes.is_denied() => {
             let patience = of_bytes.patience(&context);
-            let Some(prefix) = Box::pin(detect::asks_http(&client, &context, patience)).await?
+            let Some(prefix) = Box::pin(detect::asks_http(&mut client, &context, patience)).await?
             else {
                 of_bytes.enforce(record)?;
                 return Err(Reason::PolicyDenied.into());
@@ -114,7 +120,7 @@ async fn steps(
             return http(client, prefix, None, Some(target), context, record).await;
         }
         // Balance and connect, while the client is heard.
-        Protocol::Auto => match Box::pin(detect::detect(&client, &target, &context)).await? {
+        Protocol::Auto => match Box::pin(detect::detect(&mut client, &target, &context)).await? {
             Detected::Tcp { prefix, upstream } => {
                 of_bytes.enforce(record)?;
                 (prefix, upstream)
@@ -133,6 +139,7 @@ async fn steps(
         }
     };
     record.upstream = Some(upstream.address);
+    record.upstream_tls = upstream.tls;
     let client = client
         .serve(prefix)
         .map_err(|error| ConnectError::client(&error))?;

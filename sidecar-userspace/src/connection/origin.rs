@@ -80,6 +80,7 @@ pub fn origin(accepted: &Accepted, worker: &Rc<Worker>) -> Result<ConnectionCont
         peer: *peer,
         original,
         peer_identity: None,
+        tls: None,
         recorder: worker.recorder.clone(),
         drain: worker.drain.clone(),
         worker: worker.clone(),

@@ -70,6 +70,19 @@ reasons! {
     // origin
     OriginUnknown = "origin_unknown", "NR", "the original destination of the connection could not be read";
     LoopDetected = "loop_detected", "NR", "the original destination is the sidecar itself";
+    // accept and connect, TLS
+    TlsPlaintextRefused = "tls_plaintext_refused", "UAEX", "the port takes mutual TLS only and the client did not speak TLS";
+    TlsHandshakeTimeout = "tls_handshake_timeout", "UF", "the TLS handshake was not complete in time";
+    TlsHandshakeFailed = "tls_handshake_failed", "UF", "the peer did not speak TLS correctly";
+    TlsVersion = "tls_version", "UF", "the peer and the sidecar have no version of TLS in common";
+    TlsNoCertificate = "tls_no_certificate", "UAEX", "the client presented no certificate";
+    TlsUnknownIssuer = "tls_unknown_issuer", "UAEX", "no trusted root has signed the peer's certificate";
+    TlsCertificateExpired = "tls_certificate_expired", "UAEX", "the peer's certificate has expired";
+    TlsCertificateNotYetValid = "tls_certificate_not_yet_valid", "UAEX", "the peer's certificate is not valid yet";
+    TlsBadCertificate = "tls_bad_certificate", "UAEX", "the peer's certificate cannot be accepted";
+    TlsWrongIdentity = "tls_wrong_identity", "UAEX", "the peer's certificate is not for the workload that was expected";
+    TlsRefusedByPeer = "tls_refused_by_peer", "UF", "the peer refused the TLS connection";
+    TlsIdentityMissing = "tls_identity_missing", "UF", "the sidecar has no identity (yet)";
     // authorise
     DestinationRefused = "destination_refused", "UAEX", "no service claims the destination and outbound.unknown is registryOnly";
     PolicyDenied = "policy_denied", "UAEX", "an authorization policy refuses it";

@@ -19,6 +19,7 @@ use crate::{
     lifecycle::drain::{DrainSignal, Phase},
     policy::RuleName,
     telemetry::{access_log::AccessLog, metrics::Metrics},
+    tls::Secured,
 };
 
 /// A worker's hand on the process's counters and access log. Cheap to clone, stays on its worker.
@@ -129,6 +130,28 @@ impl Recorder {
         counter.inc();
     }
 
+    /// Counts how a connection to the workload is secured: `mutual_tls` or `none`.
+    pub fn secured(&self, security: &'static str) {
+        let counters = &self.0.metrics.tls.inbound;
+        counters.with_label_values(&[security]).inc();
+    }
+
+    /// Counts a TLS handshake: how it ended, and of a good one the version and whether a session was taken up.
+    pub fn handshake(&self, direction: Direction, result: Result<&Secured, Reason>) {
+        let (reason, version, resumed) = match result {
+            Ok(secured) => (Outcome::Success.code(), secured.version, secured.resumed),
+            Err(reason) => (reason.code(), "-", false),
+        };
+        let resumed = if resumed { "true" } else { "false" };
+        let labels = [direction.name(), reason, version, resumed];
+        self.0
+            .metrics
+            .tls
+            .handshakes
+            .with_label_values(&labels)
+            .inc();
+    }
+
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.0.metrics
     }
@@ -144,6 +167,8 @@ impl Recorder {
             protocol: "tcp",
             service: None,
             upstream: None,
+            client_tls: None,
+            upstream_tls: None,
             accepted_at: SystemTime::now(),
             started: Instant::now(),
             client_bytes: 0,
@@ -169,6 +194,7 @@ impl Recorder {
             service: None,
             route: None,
             upstream: None,
+            client_tls: None,
             status: 0,
             request_bytes: 0,
             response_bytes: 0,
@@ -200,6 +226,10 @@ pub struct ConnectionRecord {
     pub service: Option<Arc<str>>,
     /// The endpoint that was dialled.
     pub upstream: Option<SocketAddr>,
+    /// The client's TLS, where the sidecar ends it.
+    pub client_tls: Option<Arc<Secured>>,
+    /// TLS to the endpoint, where the sidecar begins it.
+    pub upstream_tls: Option<Arc<Secured>>,
     pub accepted_at: SystemTime,
     pub started: Instant,
     pub client_bytes: u64,
@@ -276,6 +306,8 @@ pub struct RequestRecord {
     pub service: Option<Arc<str>>,
     pub route: Option<Arc<str>>,
     pub upstream: Option<SocketAddr>,
+    /// TLS of the client's connection, where the sidecar ends it.
+    pub client_tls: Option<Arc<Secured>>,
     /// The status that the client got; 0: none was sent.
     pub status: u16,
     /// Body bytes.

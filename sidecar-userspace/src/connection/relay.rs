@@ -14,6 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::Either;
 use socket2::SockRef;
 use tokio::{
     net::TcpStream,
@@ -21,11 +22,13 @@ use tokio::{
 };
 
 use super::{
-    Ended, Outcome, Reason, Stream,
+    Ended, Outcome, Reason, Stream, Transport,
     buffers::{Buffers, Pending},
     stream,
 };
-use crate::model::Snapshot;
+use crate::{model::Snapshot, tls::failure};
+
+mod layered;
 
 /// Bytes of one read at first and, once a direction has moved [`BULK_AFTER_BYTES`], the configured size.
 const FIRST_READ_BYTES: usize = 16 * 1024;
@@ -57,12 +60,30 @@ impl Settings {
 }
 
 /// Relays until both directions ended or one side failed. If the future is dropped before, both sides are reset.
-pub async fn relay(client: Stream, upstream: Stream, pool: &Buffers, settings: Settings) -> Ended {
+///
+/// No `async fn`, which would hold both sides twice: most of a connection's life is spent here.
+pub fn relay(
+    client: Transport,
+    upstream: Transport,
+    pool: &Buffers,
+    settings: Settings,
+) -> impl Future<Output = Ended> {
     // An empty buffer would read like an end of stream.
     let settings = Settings {
         buffer_bytes: settings.buffer_bytes.max(1024),
         ..settings
     };
+    match (client, upstream) {
+        (Transport::Tcp(client), Transport::Tcp(upstream)) => {
+            Either::Left(sockets(client, upstream, pool, settings))
+        }
+        (client, upstream) => {
+            Either::Right(Box::pin(layered::relay(client, upstream, pool, settings)))
+        }
+    }
+}
+
+async fn sockets(client: Stream, upstream: Stream, pool: &Buffers, settings: Settings) -> Ended {
     let (client, from_client) = client.into_parts();
     let (upstream, from_upstream) = upstream.into_parts();
     let mut pair = Pair {
@@ -361,19 +382,19 @@ fn failed_unseen(client: &TcpStream, upstream: &TcpStream) -> Option<End> {
 }
 
 fn client_failed(error: &io::Error) -> End {
-    let reason = if vanished(error) {
-        Reason::ClientLost
-    } else {
-        Reason::ClientReset
+    let reason = match failure::reason(error) {
+        Some(reason) => reason,
+        None if vanished(error) => Reason::ClientLost,
+        None => Reason::ClientReset,
     };
     (reason.into(), Some(error.to_string()))
 }
 
 fn upstream_failed(error: &io::Error) -> End {
-    let reason = if vanished(error) {
-        Reason::UpstreamLost
-    } else {
-        Reason::UpstreamReset
+    let reason = match failure::reason(error) {
+        Some(reason) => reason,
+        None if vanished(error) => Reason::UpstreamLost,
+        None => Reason::UpstreamReset,
     };
     (reason.into(), Some(error.to_string()))
 }

@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use super::{ConnectionContext, Direction};
-use crate::model::{Endpoint, EndpointAddress, Protocol, Service, Snapshot};
+use crate::{
+    model::{Endpoint, EndpointAddress, Protocol, Service, ServiceTls, Snapshot},
+    tls::Carried,
+};
 
 /// Where a connection (or a request) goes.
 #[derive(Debug, Clone)]
@@ -54,6 +57,11 @@ impl Target {
         target
     }
 
+    /// How connections for it are encrypted by us.
+    pub fn tls(&self) -> Option<&Arc<ServiceTls>> {
+        self.service.as_ref()?.tls.as_ref()
+    }
+
     fn exactly(destination: SocketAddr) -> Self {
         Self {
             service: None,
@@ -72,6 +80,13 @@ pub fn route(context: &ConnectionContext) -> Option<Target> {
             let port = context.snapshot.inbound.ports.get(&destination.port());
             let mut target = Target::exactly(destination);
             target.protocol = port.map_or(Protocol::Auto, |port| port.protocol);
+            // Another sidecar has said what it is: nothing to find out.
+            let carried = context.tls.as_ref().and_then(|tls| tls.carried);
+            if let (Protocol::Auto, Some(Carried::Http1 | Carried::Http2)) =
+                (target.protocol, carried)
+            {
+                target.protocol = Protocol::Http;
+            }
             target
         }
     })
@@ -104,6 +119,7 @@ mod tests {
                 weight: 1,
             }],
             connect_timeout: Duration::from_secs(1),
+            tls: None,
         })
     }
 

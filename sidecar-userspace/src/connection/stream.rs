@@ -75,36 +75,6 @@ pub fn poll_write(
     }
 }
 
-/// A socket that nobody serves yet: dropping it, by a refusal or because its task was dropped, resets it.
-#[derive(Debug)]
-pub struct Unserved(Option<TcpStream>);
-
-impl Unserved {
-    pub fn new(tcp: TcpStream) -> Self {
-        Self(Some(tcp))
-    }
-
-    pub fn tcp(&self) -> io::Result<&TcpStream> {
-        self.0
-            .as_ref()
-            .ok_or_else(|| io::ErrorKind::NotConnected.into())
-    }
-
-    /// Hands the socket to whoever serves it and cares for its end, with what was read from it already.
-    pub fn serve(mut self, prefix: Bytes) -> io::Result<Stream> {
-        let tcp = self.0.take().ok_or(io::ErrorKind::NotConnected)?;
-        Ok(Stream::with_prefix(tcp, prefix))
-    }
-}
-
-impl Drop for Unserved {
-    fn drop(&mut self) {
-        if let Some(tcp) = self.0.take() {
-            reset(tcp);
-        }
-    }
-}
-
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.tcp.as_fd()

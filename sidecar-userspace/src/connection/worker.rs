@@ -11,7 +11,9 @@ use super::{
     origin::{OriginSource, OwnPorts},
     resolve::Resolver,
 };
-use crate::{config::watch::SnapshotHandle, http::Pool, lifecycle::drain::DrainSignal};
+use crate::{
+    config::watch::SnapshotHandle, http::Pool, lifecycle::drain::DrainSignal, tls::mesh::MeshHandle,
+};
 
 /// One per worker thread, for the life of the proxy.
 #[derive(Debug)]
@@ -32,6 +34,8 @@ pub struct Worker {
     pub learned: Learned,
     /// Connections to endpoints that requests share.
     pub http: Pool,
+    /// The identity in force; `None`: none is configured.
+    pub mesh: Option<Arc<MeshHandle>>,
 }
 
 #[cfg(test)]
@@ -55,6 +59,7 @@ impl Worker {
             buffers: Buffers::default(),
             learned: Learned::default(),
             http: Pool::default(),
+            mesh: None,
         }
     }
 }

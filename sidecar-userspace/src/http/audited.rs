@@ -19,7 +19,7 @@ use super::{
     wire::Wire,
 };
 use crate::{
-    connection::Stream,
+    connection::Transport,
     lifecycle::drain::{self, DrainSignal},
 };
 
@@ -36,7 +36,7 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 #[derive(Debug)]
 pub(super) struct Audited {
     /// `None` once it was handed on.
-    stream: Option<Stream>,
+    stream: Option<Transport>,
     drain: DrainSignal,
     auditor: Auditor,
     wire: Rc<Wire>,
@@ -68,7 +68,7 @@ pub(super) enum Version {
 
 impl Audited {
     pub fn new(
-        stream: Stream,
+        stream: Transport,
         limits: framing::Limits,
         wire: Rc<Wire>,
         drain: DrainSignal,
@@ -108,7 +108,7 @@ impl Audited {
     }
 
     /// The stream and the bytes that were read from it and not given out.
-    pub fn into_parts(mut self) -> Option<(Stream, Bytes)> {
+    pub fn into_parts(mut self) -> Option<(Transport, Bytes)> {
         Some((self.stream.take()?, std::mem::take(&mut self.held).freeze()))
     }
 
@@ -121,7 +121,7 @@ impl Audited {
         }
     }
 
-    fn stream(&mut self) -> io::Result<Pin<&mut Stream>> {
+    fn stream(&mut self) -> io::Result<Pin<&mut Transport>> {
         let stream = self.stream.as_mut().ok_or(io::ErrorKind::NotConnected)?;
         Ok(Pin::new(stream))
     }

@@ -27,11 +27,12 @@ use super::{
     upstream_io::UpstreamIo,
 };
 use crate::connection::{
-    Reason, Stream, Worker,
+    Reason, Transport, Worker,
     balance::{self, Load},
     connect::{self, ConnectError},
     route::Target,
 };
+use crate::tls::Carried;
 
 /// What one HTTP/2 stream may have under way.
 pub(super) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
@@ -130,7 +131,7 @@ pub(super) async fn send(
                     let (limits, timeouts) = (&context.snapshot.limits, &context.snapshot.timeouts);
                     let lease = Lease {
                         worker: context.worker.clone(),
-                        key: Key::new(context, address),
+                        key: Key::new(context, target, address),
                         connection,
                         max_idle: limits.idle_connections_per_endpoint,
                         idle_timeout: timeouts.http_idle,
@@ -174,25 +175,25 @@ async fn acquire(
     deadline: &Cell<Option<Instant>>,
 ) -> Result<(Connection, bool), ConnectError> {
     let pool = &session.context.worker.http;
-    let key = Key::new(&session.context, address);
+    let key = Key::new(&session.context, target, address);
     if !http2 {
-        if !fresh_only && let Some(sender) = pool.take_http1(key) {
+        if !fresh_only && let Some(sender) = pool.take_http1(&key) {
             return Ok((Connection::Http1(sender), true));
         }
         let sender = Box::pin(async {
-            let stream = open(session, target, address, deadline).await?;
+            let stream = open(session, target, address, http2, deadline).await?;
             http1(session, address, stream).await
         });
         return Ok((Connection::Http1(sender.await?), false));
     }
     loop {
-        match pool.http2(key) {
+        match pool.http2(&key) {
             Http2Choice::Connected(place) => return Ok((Connection::Http2(place), true)),
             Http2Choice::Wait(notify) => notify.notified().await,
             Http2Choice::Dial(_dialling) => {
                 let place = Box::pin(async {
-                    let stream = open(session, target, address, deadline).await?;
-                    http2_connection(session, address, stream).await
+                    let stream = open(session, target, address, http2, deadline).await?;
+                    http2_connection(session, key, stream).await
                 });
                 return Ok((Connection::Http2(place.await?), false));
             }
@@ -205,8 +206,9 @@ async fn open(
     session: &Session,
     target: &Target,
     address: SocketAddr,
+    http2: bool,
     deadline: &Cell<Option<Instant>>,
-) -> Result<Stream, ConnectError> {
+) -> Result<Transport, ConnectError> {
     let early = session
         .early
         .borrow_mut()
@@ -220,14 +222,20 @@ async fn open(
     deadline.set(Some(until));
     let left = until.saturating_duration_since(Instant::now());
     let endpoints = target.service.as_ref().map_or(1, |s| s.endpoints.len());
-    let tcp = connect::dial(context, address, connect::share(left, endpoints)).await?;
-    Ok(Stream::new(tcp))
+    let share = connect::share(left, endpoints);
+    let carried = if http2 {
+        Carried::Http2
+    } else {
+        Carried::Http1
+    };
+    let opened = connect::open(context, target, address, carried, share).await?;
+    Ok(opened.stream)
 }
 
 async fn http1(
     session: &Session,
     address: SocketAddr,
-    stream: Stream,
+    stream: Transport,
 ) -> Result<http1::SendRequest<RequestBody>, ConnectError> {
     let limits = &session.context.snapshot.limits;
     let mut builder = http1::Builder::new();
@@ -251,8 +259,8 @@ async fn http1(
 
 async fn http2_connection(
     session: &Session,
-    address: SocketAddr,
-    stream: Stream,
+    key: Key,
+    stream: Transport,
 ) -> Result<Place, ConnectError> {
     let snapshot = &session.context.snapshot;
     let mut builder = http2::Builder::new(LocalExecutor);
@@ -273,11 +281,11 @@ async fn http2_connection(
     let (sender, mut connection) = builder
         .handshake(io)
         .await
-        .map_err(|error| handshake_error(address, &error))?;
+        .map_err(|error| handshake_error(key.address, &error))?;
     let max_streams = Rc::new(Cell::new(connection.current_max_send_streams()));
     let pool = session.context.worker.http.clone();
     let place = pool.put_http2(
-        Key::new(&session.context, address),
+        key,
         sender,
         max_streams.clone(),
         snapshot.timeouts.http_idle,

@@ -32,6 +32,7 @@ impl Exchange {
         let context = &session.context;
         let mut record = context.recorder.request(context.direction, context.peer);
         record.destination = context.original;
+        record.client_tls = context.tls.clone();
         record.version = request.version();
         record.method = request.method().clone();
         record.authority = authority(request);

@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -12,26 +13,32 @@ use hyper::client::conn::{http1, http2};
 use tokio::sync::Notify;
 
 use super::body::RequestBody;
-use crate::connection::{ConnectionContext, Direction};
+use crate::{
+    connection::{ConnectionContext, Direction, route::Target},
+    model::ServiceTls,
+};
 
 /// HTTP/2 connections to one endpoint; beyond that requests share the fullest ones and wait their turn.
 const MAX_HTTP2_CONNECTIONS: usize = 4;
 
 /// What a kept connection may be used for again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
     pub address: SocketAddr,
     /// Inbound, the application is shown the client's address as its peer: a connection serves requests of
     /// that client only.
     pub client: Option<IpAddr>,
+    /// How the connection is encrypted, and to whom: another service may reach the same address otherwise.
+    pub tls: Option<Arc<ServiceTls>>,
 }
 
 impl Key {
-    pub fn new(context: &ConnectionContext, address: SocketAddr) -> Self {
+    pub fn new(context: &ConnectionContext, target: &Target, address: SocketAddr) -> Self {
         let inbound = context.direction == Direction::Inbound;
         Self {
             address,
             client: inbound.then(|| context.peer.ip()),
+            tls: target.tls().cloned(),
         }
     }
 }
@@ -88,9 +95,9 @@ pub(super) struct Dialling {
 
 impl Pool {
     /// An idle connection that is known to be alive, the one used last first.
-    pub(super) fn take_http1(&self, key: Key) -> Option<http1::SendRequest<RequestBody>> {
+    pub(super) fn take_http1(&self, key: &Key) -> Option<http1::SendRequest<RequestBody>> {
         let mut all = self.0.http1.borrow_mut();
-        let idle = all.get_mut(&key)?;
+        let idle = all.get_mut(key)?;
         while let Some(Idle { sender, until }) = idle.pop() {
             if sender.is_ready() && until > Instant::now() {
                 return Some(sender);
@@ -132,10 +139,10 @@ impl Pool {
         self.sweep_every(idle_timeout);
     }
 
-    pub(super) fn http2(&self, key: Key) -> Http2Choice {
+    pub(super) fn http2(&self, key: &Key) -> Http2Choice {
         let mut all = self.0.http2.borrow_mut();
         let mut connections = 0;
-        if let Some(open) = all.get_mut(&key) {
+        if let Some(open) = all.get_mut(key) {
             open.retain(|connection| !connection.sender.is_closed());
             connections = open.len();
             let least = open
@@ -148,20 +155,20 @@ impl Pool {
             }
         }
         let mut dialling = self.0.dialling.borrow_mut();
-        if let Some(notify) = dialling.get(&key) {
+        if let Some(notify) = dialling.get(key) {
             if connections == 0 {
                 return Http2Choice::Wait(notify.clone());
             }
             // There is a connection, only a full one: better to queue on it than to wait.
-            let fullest = all.get(&key).and_then(|open| open.first());
+            let fullest = all.get(key).and_then(|open| open.first());
             if let Some(connection) = fullest {
                 return Http2Choice::Connected(Place::on(connection));
             }
         }
-        dialling.insert(key, Rc::default());
+        dialling.insert(key.clone(), Rc::default());
         Http2Choice::Dial(Dialling {
             pool: self.clone(),
-            key,
+            key: key.clone(),
         })
     }
 

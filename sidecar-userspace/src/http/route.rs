@@ -271,6 +271,7 @@ mod tests {
             ports: vec![],
             endpoints: vec![],
             connect_timeout: Duration::from_secs(1),
+            tls: None,
         })
     }
 

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     connection::{
-        ConnectionContext, Ended, Outcome, Reason, Stream, connect::Upstream, route::Target,
+        ConnectionContext, Ended, Outcome, Reason, Transport, connect::Upstream, route::Target,
     },
     lifecycle::drain::Phase,
 };
@@ -44,7 +44,7 @@ const MAX_LINGER_BYTES: u64 = 16 * 1024 * 1024;
 /// while the protocol was being found out. `target`: where the connection as a whole goes; `None` for a client
 /// of the explicit proxy.
 pub async fn serve(
-    client: Stream,
+    client: Transport,
     early: Option<Upstream>,
     target: Option<Target>,
     context: Rc<ConnectionContext>,
@@ -211,7 +211,7 @@ fn end(session: &Session, result: hyper::Result<()>) -> End {
 }
 
 /// Closes so that the client gets to read what was written.
-async fn linger(mut stream: Stream, context: &ConnectionContext) {
+async fn linger(mut stream: Transport, context: &ConnectionContext) {
     let listen = async {
         // Fails if the client has gone, and then nobody needs it.
         let _ = stream.shutdown().await;

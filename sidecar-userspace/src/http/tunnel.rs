@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     connection::{
-        Reason, Stream,
+        Reason, Transport,
         connect::{self, Upstream},
         relay,
         route::Target,
@@ -66,14 +66,8 @@ impl Tunnel {
     }
 
     /// Relays until both sides have ended. `ahead`: what the client sent behind its request.
-    pub async fn run(self, session: &Session, client: Stream, ahead: Bytes) {
-        let (tcp, unread) = client.into_parts();
-        let ahead = if unread.is_empty() {
-            ahead
-        } else {
-            [ahead, unread].concat().into()
-        };
-        let client = Stream::with_prefix(tcp, ahead);
+    pub async fn run(self, session: &Session, client: Transport, ahead: Bytes) {
+        let client = client.prepend(ahead);
         // The lease or load counts as work on the endpoint until the tunnel's end.
         let (stream, _lease, _load) = match self.far {
             Far::Dialled(upstream) => (Ok(upstream.stream), None, Some(upstream.load)),
@@ -102,16 +96,11 @@ impl Tunnel {
     }
 }
 
-async fn upgraded(upgrade: OnUpgrade) -> Result<Stream, String> {
+async fn upgraded(upgrade: OnUpgrade) -> Result<Transport, String> {
     let upgraded = upgrade.await.map_err(|error| error.to_string())?;
     let parts = upgraded
         .downcast::<TokioIo<UpstreamIo>>()
         .map_err(|_| "not a connection of this proxy's".to_owned())?;
-    let (tcp, unread) = parts.io.into_inner().into_stream().into_parts();
-    let ahead = if unread.is_empty() {
-        parts.read_buf
-    } else {
-        [parts.read_buf, unread].concat().into()
-    };
-    Ok(Stream::with_prefix(tcp, ahead))
+    let stream = parts.io.into_inner().into_stream();
+    Ok(stream.prepend(parts.read_buf))
 }

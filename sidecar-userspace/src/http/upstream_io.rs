@@ -12,24 +12,24 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::connection::Stream;
+use crate::connection::Transport;
 
 #[derive(Debug)]
 pub(super) struct UpstreamIo {
-    stream: Stream,
+    stream: Transport,
     /// Nothing that is written arrives any more.
     deaf: bool,
 }
 
 impl UpstreamIo {
-    pub fn new(stream: Stream) -> Self {
+    pub fn new(stream: Transport) -> Self {
         Self {
             stream,
             deaf: false,
         }
     }
 
-    pub fn into_stream(self) -> Stream {
+    pub fn into_stream(self) -> Transport {
         self.stream
     }
 
@@ -92,7 +92,12 @@ impl AsyncWrite for UpstreamIo {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        let this = self.get_mut();
+        if this.deaf {
+            return Poll::Ready(Ok(()));
+        }
+        let result = ready!(Pin::new(&mut this.stream).poll_flush(cx));
+        Poll::Ready(this.written(result.map(|()| 0), 0).map(|_| ()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -11,6 +11,7 @@ mod index;
 pub mod route;
 pub mod service;
 pub mod snapshot;
+pub mod tls;
 pub mod workload;
 
 pub use access_log::{AccessLog, AccessLogFormat};
@@ -19,4 +20,5 @@ pub use cidr::{Cidr, UnknownDestination};
 pub use route::{Backend, HostMatch, PathMatch, Route, RouteRule};
 pub use service::{Endpoint, EndpointAddress, Protocol, Service, ServicePort};
 pub use snapshot::{Limits, Listeners, Snapshot, Timeouts};
+pub use tls::{Federated, Identity, IdentitySource, Mtls, ServiceTls};
 pub use workload::{FailRule, Inbound, InboundCapture, InboundPort, Outbound, Redirect, Workload};

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::Cidr;
+use super::{Cidr, ServiceTls};
 
 /// How the bytes of a port are to be understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -34,6 +34,8 @@ pub struct Service {
     pub endpoints: Vec<Endpoint>,
     /// Time to establish a connection to one endpoint.
     pub connect_timeout: Duration,
+    /// How connections to the endpoints are encrypted; `None`: as the application sends them.
+    pub tls: Option<Arc<ServiceTls>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use std::{
 };
 
 use super::{
-    AccessLog, Authorization, FailRule, Inbound, Outbound, Redirect, Route, RouteRule, Service,
-    Workload, index::Index,
+    AccessLog, Authorization, FailRule, Identity, Inbound, Outbound, Redirect, Route, RouteRule,
+    Service, Workload, index::Index,
 };
 
 /// One configuration, compiled. Never changed, only replaced.
@@ -19,6 +19,8 @@ pub struct Snapshot {
     /// Counts up with every accepted configuration, from 1.
     pub generation: u64,
     pub workload: Workload,
+    /// Who the workload is; `None`: nobody, and no connection is encrypted. Read at start only.
+    pub identity: Option<Identity>,
     pub outbound: Outbound,
     pub inbound: Inbound,
     pub redirect: Redirect,
@@ -75,6 +77,8 @@ pub struct Timeouts {
     pub request_head: Duration,
     /// An HTTP connection without a request is closed after this.
     pub http_idle: Duration,
+    /// Until the TLS handshake of a connection to the workload is complete.
+    pub tls_handshake: Duration,
     /// Kernel keepalive: first probe after this.
     pub keepalive: Duration,
     /// A peer that has answered nothing for about so long, while data waits for it, is gone; zero: the kernel decides.
@@ -89,6 +93,7 @@ impl Snapshot {
         Self {
             generation: 1,
             workload: Workload::default(),
+            identity: None,
             outbound: Outbound::default(),
             inbound: Inbound::default(),
             redirect: Redirect::default(),
@@ -189,6 +194,7 @@ impl Default for Timeouts {
             idle: Duration::from_secs(60 * 60),
             request_head: Duration::from_secs(10),
             http_idle: Duration::from_secs(60),
+            tls_handshake: Duration::from_secs(10),
             keepalive: Duration::from_secs(60),
             user: Duration::from_secs(30),
             drain: Duration::from_secs(5),

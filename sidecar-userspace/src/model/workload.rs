@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Cidr, Protocol, UnknownDestination, cgroup::CgroupPattern};
+use super::{Cidr, Mtls, Protocol, UnknownDestination, cgroup::CgroupPattern};
 
 /// Who the sidecar speaks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +63,16 @@ pub struct Inbound {
     pub capture: InboundCapture,
     pub ports: BTreeMap<u16, InboundPort>,
     pub exclude_ports: BTreeSet<u16>,
+    /// For ports that say nothing of their own.
+    pub mtls: Mtls,
+}
+
+impl Inbound {
+    /// Whether connections to `port` must be mutual TLS.
+    pub fn mtls(&self, port: u16) -> Mtls {
+        let own = self.ports.get(&port).and_then(|port| port.mtls);
+        own.unwrap_or(self.mtls)
+    }
 }
 
 impl Default for Inbound {
@@ -71,6 +81,7 @@ impl Default for Inbound {
             capture: InboundCapture::Workload,
             ports: BTreeMap::new(),
             exclude_ports: BTreeSet::new(),
+            mtls: Mtls::Disable,
         }
     }
 }
@@ -78,6 +89,7 @@ impl Default for Inbound {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InboundPort {
     pub protocol: Protocol,
+    pub mtls: Option<Mtls>,
 }
 
 /// Redirect past the TCP stack between sockets of this node.

@@ -13,12 +13,14 @@ use serde_json::json;
 use tokio::{net::TcpListener, sync::mpsc, task};
 
 use super::{
+    certs::certs,
     config_dump::{clusters, config_dump},
     metrics::Metrics,
 };
 use crate::{
     config::watch::SnapshotHandle,
     lifecycle::{drain::DrainSignal, readiness::Readiness},
+    tls::mesh::MeshHandle,
 };
 
 /// What a listener answers.
@@ -42,6 +44,8 @@ pub struct Admin {
     pub quit: mpsc::Sender<()>,
     /// Sets the log filter (such as `debug`) if the process has one that can be changed; `Err` says why not.
     pub set_log_filter: Option<LogFilter>,
+    /// The workload's identity; `None`: none is configured.
+    pub mesh: Option<Arc<MeshHandle>>,
 }
 
 /// Changes the process's log filter.
@@ -68,6 +72,10 @@ const HELP: &[(&str, &str)] = &[
     ("GET /healthz/live", "200 while the process runs"),
     ("GET /server_info", "version, state, uptime"),
     ("GET /config_dump", "the configuration in force"),
+    (
+        "GET /certs",
+        "the workload's certificate and the roots that it trusts",
+    ),
     ("GET /clusters", "services and their endpoints"),
     ("GET /stats", "metrics; also /stats/prometheus and /metrics"),
     (
@@ -130,6 +138,7 @@ impl Admin {
             "/healthz/live" => text(StatusCode::OK, "live\n"),
             "/server_info" => self.server_info(),
             "/config_dump" => json_answer(&config_dump(&self.snapshot.load())),
+            "/certs" => json_answer(&certs(self.mesh.as_deref())),
             "/clusters" => json_answer(&clusters(&self.snapshot.load())),
             "/" | "/help" => {
                 let lines = HELP
@@ -156,6 +165,9 @@ impl Admin {
     }
 
     fn stats(&self) -> Answer {
+        if let Some(mesh) = self.mesh.as_ref().and_then(|mesh| mesh.load()) {
+            self.metrics.tls.expiry(&mesh.material);
+        }
         self.metrics.configuration(&self.snapshot.status());
         let mut answer = match self.metrics.exposition() {
             Ok(exposition) => text(StatusCode::OK, exposition),

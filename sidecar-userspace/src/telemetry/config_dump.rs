@@ -45,7 +45,12 @@ pub fn config_dump(snapshot: &Snapshot) -> Value {
             "ports": inbound.ports.iter()
                 .map(|(port, declared)| (port.to_string(), protocol(declared.protocol).into()))
                 .collect::<serde_json::Map<_, _>>(),
+            "mtls": format!("{:?}", inbound.mtls),
+            "mtls_of_ports": inbound.ports.iter()
+                .filter_map(|(port, declared)| Some((port.to_string(), format!("{:?}", declared.mtls?).into())))
+                .collect::<serde_json::Map<_, _>>(),
         },
+        "identity": snapshot.identity.as_ref().map(|identity| format!("{identity:?}")),
         "redirect": {
             "enabled": redirect.enabled,
             "credit_bytes": redirect.credit_bytes,
@@ -111,6 +116,7 @@ fn timeouts(timeouts: &Timeouts) -> Value {
         idle,
         request_head,
         http_idle,
+        tls_handshake,
         keepalive,
         user,
         drain,
@@ -120,6 +126,7 @@ fn timeouts(timeouts: &Timeouts) -> Value {
         "idle": idle.as_secs_f64(),
         "request_head": request_head.as_secs_f64(),
         "http_idle": http_idle.as_secs_f64(),
+        "tls_handshake": tls_handshake.as_secs_f64(),
         "keepalive": keepalive.as_secs_f64(),
         "user": user.as_secs_f64(),
         "drain": drain.as_secs_f64(),
@@ -135,6 +142,7 @@ fn service(service: &Service) -> Value {
             .map(|port| json!({ "port": port.port, "protocol": protocol(port.protocol) }))
             .collect::<Value>(),
         "endpoints": service.endpoints.iter().map(endpoint).collect::<Value>(),
+        "tls": service.tls.as_ref().map(|tls| format!("{tls:?}")),
         "connect_timeout_s": service.connect_timeout.as_secs_f64(),
     })
 }

@@ -10,7 +10,11 @@ use std::{
 use http::HeaderValue;
 use serde::Serialize;
 
-use crate::connection::{ConnectionRecord, RequestRecord};
+use crate::{
+    connection::{ConnectionRecord, RequestRecord},
+    identity::SpiffeId,
+    tls::Secured,
+};
 
 /// What both kinds of line share. `reason` is `ok` or a code of [`crate::connection::Reason`].
 #[derive(Serialize)]
@@ -19,6 +23,12 @@ struct Common<'a> {
     kind: &'static str,
     direction: &'static str,
     client: SocketAddr,
+    /// Whom the client has proved to be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_identity: Option<&'a str>,
+    /// The version of TLS that the client's connection has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_tls: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     destination: Option<SocketAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -48,6 +58,10 @@ struct ConnectionLine<'a> {
     #[serde(flatten)]
     common: Common<'a>,
     protocol: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream_identity: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream_tls: Option<&'static str>,
     client_bytes: u64,
     upstream_bytes: u64,
 }
@@ -82,6 +96,8 @@ pub fn connection_json(record: &ConnectionRecord, line: &mut Vec<u8>) {
     let value = ConnectionLine {
         common: connection_common(record),
         protocol: record.protocol,
+        upstream_identity: identity(record.upstream_tls.as_deref()),
+        upstream_tls: record.upstream_tls.as_ref().map(|tls| tls.version),
         client_bytes: record.client_bytes,
         upstream_bytes: record.upstream_bytes,
     };
@@ -110,14 +126,14 @@ pub fn request_json(record: &RequestRecord, line: &mut Vec<u8>) {
     json(&value, line);
 }
 
-/// `[time] direction tcp client -> destination upstream service reason "message: detail" bytes bytes ms`
+/// `[time] direction tcp client -> destination upstream service reason "message: detail" bytes bytes ms identity`
 pub fn connection_text(record: &ConnectionRecord, line: &mut Vec<u8>) {
     let common = connection_common(record);
     let words = words(&common);
     push(
         line,
         format_args!(
-            "[{}] {} {} {} -> {} {} {} {} {} {} {} {:.3}\n",
+            "[{}] {} {} {} -> {} {} {} {} {} {} {} {:.3} {}\n",
             common.time,
             common.direction,
             record.protocol,
@@ -130,6 +146,7 @@ pub fn connection_text(record: &ConnectionRecord, line: &mut Vec<u8>) {
             record.client_bytes,
             record.upstream_bytes,
             common.duration_ms,
+            or_dash(common.client_identity),
         ),
     );
 }
@@ -143,7 +160,7 @@ pub fn request_text(record: &RequestRecord, line: &mut Vec<u8>) {
     push(
         line,
         format_args!(
-            "[{}] {} {} {} {} {} {:.3} {} {} {} {} {} {} {} {} {}\n",
+            "[{}] {} {} {} {} {} {:.3} {} {} {} {} {} {} {} {} {} {}\n",
             common.time,
             quote(&format!(
                 "{} {} {}",
@@ -170,6 +187,7 @@ pub fn request_text(record: &RequestRecord, line: &mut Vec<u8>) {
             or_dash(common.service),
             common.reason,
             words(&common),
+            or_dash(common.client_identity),
         ),
     );
 }
@@ -181,6 +199,8 @@ fn connection_common(record: &ConnectionRecord) -> Common<'_> {
         kind: "connection",
         direction: record.direction.name(),
         client: record.peer,
+        client_identity: identity(record.client_tls.as_deref()),
+        client_tls: record.client_tls.as_ref().map(|tls| tls.version),
         destination: record.destination,
         service: record.service.as_deref(),
         upstream: record.upstream,
@@ -202,6 +222,8 @@ fn request_common(record: &RequestRecord) -> Common<'_> {
         kind: "request",
         direction: record.direction.name(),
         client: record.peer,
+        client_identity: identity(record.client_tls.as_deref()),
+        client_tls: record.client_tls.as_ref().map(|tls| tls.version),
         destination: record.destination,
         service: record.service.as_deref(),
         upstream: record.upstream,
@@ -214,6 +236,10 @@ fn request_common(record: &RequestRecord) -> Common<'_> {
         flags: outcome.reason().map_or("-", |reason| reason.flag()),
         duration_ms: milliseconds(record.started.elapsed()),
     }
+}
+
+fn identity(tls: Option<&Secured>) -> Option<&str> {
+    tls?.peer.as_ref().map(SpiffeId::as_str)
 }
 
 fn json(value: &impl Serialize, line: &mut Vec<u8>) {
@@ -291,7 +317,7 @@ fn version(version: http::Version) -> &'static str {
 }
 
 /// UTC with milliseconds. The calendar is Howard Hinnant's `civil_from_days`.
-fn rfc3339(time: SystemTime) -> String {
+pub(super) fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, second_of_day) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let shifted = days + 719_468;

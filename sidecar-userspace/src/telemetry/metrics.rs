@@ -11,6 +11,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use super::tls_metrics::TlsMetrics;
 use crate::config::watch::ReloadStatus;
 
 /// OpenTelemetry's buckets for HTTP durations, in seconds.
@@ -48,6 +49,8 @@ pub struct Metrics {
     pub policy_matches: IntCounterVec,
     /// Lines of the access log that were not written because its reader is too slow.
     pub access_log_dropped: IntCounter,
+    /// TLS of all connections.
+    pub tls: TlsMetrics,
     configuration: Configuration,
     /// Destinations that have a label value, see [`MAX_LABELS`].
     destinations: Capped,
@@ -179,6 +182,7 @@ impl Metrics {
         )?;
         registry.register(Box::new(request_duration.clone()))?;
         let configuration = Configuration::register(&registry)?;
+        let tls = TlsMetrics::register(&registry)?;
         Ok(Self {
             registry,
             connections,
@@ -191,6 +195,7 @@ impl Metrics {
             dials,
             policy_matches,
             access_log_dropped,
+            tls,
             configuration,
             destinations: Capped::default(),
             policies: Capped::default(),

@@ -2,6 +2,8 @@
 
 pub mod access_log;
 pub mod admin;
+mod certs;
 mod config_dump;
 mod line;
 pub mod metrics;
+mod tls_metrics;

@@ -25,6 +25,7 @@ fn service(name: &str, endpoint: SocketAddr, protocol: Protocol) -> Arc<Service>
             weight: 1,
         }],
         connect_timeout: Duration::from_secs(20),
+        tls: None,
     })
 }
 

@@ -18,6 +18,7 @@ use sidecar_userspace::{
     model::{AccessLog, AccessLogFormat, Snapshot},
     proxy::{Proxy, ProxyHandle},
     telemetry::metrics::Metrics,
+    tls::mesh::MeshHandle,
 };
 
 /// Longer than anything that the tests wait for, on a machine that has much else to do.
@@ -62,15 +63,24 @@ impl World {
     }
 
     pub fn with(snapshot: Snapshot, destination: SocketAddr) -> Self {
-        Self::start(snapshot, Some(destination))
+        Self::start(snapshot, Some(destination), None)
+    }
+
+    /// With an identity.
+    pub fn secured(snapshot: Snapshot, destination: SocketAddr, mesh: Arc<MeshHandle>) -> Self {
+        Self::start(snapshot, Some(destination), Some(mesh))
     }
 
     /// Clients dial the proxy itself.
     pub fn explicit(snapshot: Snapshot) -> Self {
-        Self::start(snapshot, None)
+        Self::start(snapshot, None, None)
     }
 
-    fn start(mut snapshot: Snapshot, destination: Option<SocketAddr>) -> Self {
+    fn start(
+        mut snapshot: Snapshot,
+        destination: Option<SocketAddr>,
+        mesh: Option<Arc<MeshHandle>>,
+    ) -> Self {
         // Both ends and the proxy are this process.
         sidecar_userspace::lifecycle::descriptors::raise_limit();
         let directory = tempfile::tempdir().unwrap();
@@ -85,6 +95,7 @@ impl World {
         let metrics = Arc::new(Metrics::new().unwrap());
         let mut proxy = Proxy::new(SnapshotHandle::new(snapshot, None), listeners, metrics);
         proxy.origin = origin.clone();
+        proxy.mesh = mesh;
         let handle = proxy.start().unwrap();
         wait_until("the proxy is ready", || handle.readiness().is_ready());
         Self {

@@ -3,6 +3,7 @@
 //! Nothing here stops at the first mistake: a value that is wrong is noted and replaced by its default, so that
 //! the rest can be judged too, and the snapshot is dropped in the end.
 
+mod identity;
 mod policy;
 mod route;
 mod service;
@@ -37,6 +38,7 @@ pub(super) fn compile(file: File) -> Result<Snapshot, Vec<ConfigError>> {
     report.set(&mut snapshot.workload.namespace, workload.namespace);
     let exclude = workload.exclude.unwrap_or_default();
     snapshot.workload.exclude_cgroups = report.values(exclude.cgroups);
+    snapshot.identity = identity::compile(&mut report, file.identity);
     outbound(
         &mut report,
         &mut snapshot,
@@ -73,6 +75,7 @@ pub(super) fn compile(file: File) -> Result<Snapshot, Vec<ConfigError>> {
         &mut report,
         file.services.unwrap_or_default(),
         default_connect,
+        snapshot.identity.is_some(),
     );
     let routes = route::compile(&mut report, file.routes.unwrap_or_default(), &services);
     if report.errors.is_empty() {
@@ -100,7 +103,12 @@ fn inbound(report: &mut Report, snapshot: &mut Snapshot, file: file::Inbound) {
     let exclude = file.exclude.unwrap_or_default();
     let capture = report.set(&mut inbound.capture, file.capture);
     inbound.exclude_ports = report.values(exclude.ports).into_iter().collect();
-    let ports = report.ports(file.ports, &inbound.exclude_ports);
+    let mut ports = file.ports;
+    let has_identity = snapshot.identity.is_some();
+    let (general, mtls) = identity::inbound(report, file.mtls, &mut ports, has_identity);
+    inbound.mtls = general;
+    let ports = ports.map(|ports| ports.into_iter().map(PortProtocol::from).collect());
+    let ports = report.ports(ports, &inbound.exclude_ports);
     if let (Some(capture), InboundCapture::Listed, true) =
         (capture, inbound.capture, ports.is_empty())
     {
@@ -110,8 +118,11 @@ fn inbound(report: &mut Report, snapshot: &mut Snapshot, file: file::Inbound) {
             "listed",
         );
     }
-    let with_protocol = |(port, protocol)| (port, InboundPort { protocol });
-    inbound.ports = ports.into_iter().map(with_protocol).collect();
+    let declared = |(port, protocol)| {
+        let mtls = mtls.get(&port).copied();
+        (port, InboundPort { protocol, mtls })
+    };
+    inbound.ports = ports.into_iter().map(declared).collect();
 }
 
 fn redirect(report: &mut Report, snapshot: &mut Snapshot, file: file::Redirect) {
@@ -169,6 +180,7 @@ fn timeouts(report: &mut Report, snapshot: &mut Snapshot, file: file::Timeouts) 
     report.set(&mut timeouts.idle, file.idle);
     report.set(&mut timeouts.request_head, file.request_head);
     report.set(&mut timeouts.http_idle, file.http_idle);
+    report.set(&mut timeouts.tls_handshake, file.tls_handshake);
     report.set(&mut timeouts.keepalive, file.keepalive);
     report.set(&mut timeouts.user, file.user);
     report.set(&mut timeouts.drain, file.drain);

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Report, Unique};
+use super::{Report, Unique, identity};
 use crate::{
     config::{
         error::{Mark, nearest},
@@ -42,12 +42,16 @@ pub(super) fn compile(
     report: &mut Report,
     files: Vec<file::Service>,
     default_connect: Duration,
+    has_identity: bool,
 ) -> Services {
     let mut services = Services {
         list: Vec::with_capacity(files.len()),
         by_name: HashMap::new(),
     };
-    let mut claims = Claims::default();
+    let mut claims = Claims {
+        has_identity,
+        ..Claims::default()
+    };
     for file in files {
         if let Some(service) = claims.service(report, file, default_connect) {
             let position = services.list.len();
@@ -64,6 +68,8 @@ struct Claims {
     names: Unique<String>,
     hosts: Unique<String>,
     addresses: Unique<(Cidr, u16)>,
+    /// Whether the workload has an identity.
+    has_identity: bool,
 }
 
 impl Claims {
@@ -86,6 +92,7 @@ impl Claims {
             file.timeouts.unwrap_or_default().connect,
         );
 
+        let tls = identity::service(report, file.tls, self.has_identity);
         let name = name?;
         let taken = || ("a name that no other service has", name.clone());
         let free = self.names.claim(report, name.clone(), name_mark, taken);
@@ -97,6 +104,7 @@ impl Claims {
             ports: ports.into_iter().map(with_protocol).collect(),
             endpoints,
             connect_timeout,
+            tls,
         })
     }
 

@@ -1,4 +1,4 @@
-//! Reloading when the file changes.
+//! Reading files again when they change: the configuration's, and those that it names.
 //!
 //! What is watched is the directory, since editors and Kubernetes do not write a file but replace it: by a rename,
 //! or by moving the symbolic link `..data` through which a ConfigMap's files are reached.
@@ -23,12 +23,12 @@ use notify::{
 
 use super::SnapshotHandle;
 
-/// The file is read when nothing has happened for this long.
+/// Files are read when nothing has happened for this long.
 const QUIET: Duration = Duration::from_millis(100);
-/// The file is read after this even if something keeps happening.
+/// Files are read after this even if something keeps happening.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A thread that calls [`SnapshotHandle::reload`] when the file changes. Dropping it ends the thread.
+/// A thread that acts when files change. Dropping it ends the thread.
 #[derive(Debug)]
 pub struct FileWatcher {
     signals: Sender<Signal>,
@@ -41,7 +41,7 @@ enum Signal {
 }
 
 impl FileWatcher {
-    /// `None`: the handle has no file.
+    /// Calls [`SnapshotHandle::reload`] when the configuration changes. `None`: the handle has no file.
     ///
     /// # Errors
     ///
@@ -50,6 +50,21 @@ impl FileWatcher {
         let Some(path) = handle.path().map(Path::to_owned) else {
             return Ok(None);
         };
+        // Counted and logged there.
+        let reload = move || drop(handle.reload());
+        Self::watch("config-watch", vec![path], reload).map(Some)
+    }
+
+    /// Calls `changed` on a thread called `name` when one of `paths` changes.
+    ///
+    /// # Errors
+    ///
+    /// No inotify instance or watch is left, a directory cannot be watched, or there is no thread.
+    pub fn watch(
+        name: &str,
+        paths: Vec<PathBuf>,
+        changed: impl Fn() + Send + 'static,
+    ) -> Result<Self, notify::Error> {
         let (signals, received) = mpsc::channel();
         let events = signals.clone();
         // A send fails only once the thread has ended.
@@ -57,18 +72,18 @@ impl FileWatcher {
             let _ = events.send(Signal::Happened(event));
         })?;
         let mut places = Places {
-            path,
+            paths,
             watcher,
             directories: BTreeSet::new(),
             names: BTreeSet::new(),
         };
         places.update()?;
         let thread = thread::Builder::new()
-            .name("config-watch".to_owned())
-            .spawn(move || run(&handle, &mut places, &received))
+            .name(name.to_owned())
+            .spawn(move || run(&changed, &mut places, &received))
             .map_err(notify::Error::io)?;
         let thread = Some(thread);
-        Ok(Some(Self { signals, thread }))
+        Ok(Self { signals, thread })
     }
 }
 
@@ -76,12 +91,12 @@ impl Drop for FileWatcher {
     fn drop(&mut self) {
         let _ = self.signals.send(Signal::Stop);
         if let Some(Err(_)) = self.thread.take().map(JoinHandle::join) {
-            tracing::error!("the thread that watched the configuration had panicked");
+            tracing::error!("a thread that watched files had panicked");
         }
     }
 }
 
-fn run(handle: &SnapshotHandle, places: &mut Places, signals: &Receiver<Signal>) {
+fn run(changed: &impl Fn(), places: &mut Places, signals: &Receiver<Signal>) {
     while let Ok(Signal::Happened(event)) = signals.recv() {
         if !places.concerned_by(&event) {
             continue;
@@ -89,12 +104,9 @@ fn run(handle: &SnapshotHandle, places: &mut Places, signals: &Receiver<Signal>)
         if !wait_for_quiet(places, signals) {
             return;
         }
-        // Counted and logged there.
-        let _ = handle.reload();
+        changed();
         if let Err(error) = places.update() {
-            tracing::warn!(
-                "cannot watch the configuration's directory, SIGHUP still works: {error}"
-            );
+            tracing::warn!("cannot watch a file's directory: {error}");
         }
     }
 }
@@ -116,9 +128,9 @@ fn wait_for_quiet(places: &Places, signals: &Receiver<Signal>) -> bool {
     }
 }
 
-/// Where a change of the file shows: its directory and, if it is a symbolic link, that of what it stands for.
+/// Where a change of the files shows: their directories and, of symbolic links, those of what they stand for.
 struct Places {
-    path: PathBuf,
+    paths: Vec<PathBuf>,
     watcher: RecommendedWatcher,
     directories: BTreeSet<PathBuf>,
     /// Names in those directories.
@@ -126,15 +138,15 @@ struct Places {
 }
 
 impl Places {
-    /// Follows symbolic links anew. Fails only for the file's own directory: what a link stands for may be gone.
+    /// Follows symbolic links anew. Fails only for the files' own directories: what a link stands for may be gone.
     fn update(&mut self) -> notify::Result<()> {
-        let own = directory_of(&self.path);
-        let target = self.path.canonicalize();
-        let files = || {
-            [Some(self.path.as_path()), target.as_deref().ok()]
-                .into_iter()
-                .flatten()
-        };
+        let own: BTreeSet<PathBuf> = self.paths.iter().map(|path| directory_of(path)).collect();
+        let targets = self
+            .paths
+            .iter()
+            .filter_map(|path| path.canonicalize().ok());
+        let targets: Vec<PathBuf> = targets.collect();
+        let files = || self.paths.iter().chain(&targets).map(PathBuf::as_path);
         let names = files()
             .filter_map(|file| file.file_name().map(OsStr::to_owned))
             .collect();
@@ -147,7 +159,7 @@ impl Places {
         let mut result = Ok(());
         for new in directories.difference(&self.directories) {
             let watched = self.watcher.watch(new, RecursiveMode::NonRecursive);
-            if *new == own {
+            if own.contains(new) && watched.is_err() {
                 result = watched;
             }
         }
@@ -160,7 +172,7 @@ impl Places {
         let event = match event {
             Ok(event) => event,
             Err(error) => {
-                tracing::warn!("watching the configuration: {error}");
+                tracing::warn!("watching files: {error}");
                 return true;
             }
         };

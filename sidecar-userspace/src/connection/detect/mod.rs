@@ -19,10 +19,9 @@ use self::{
     sniff::{Sniffed, sniff},
 };
 use super::{
-    ConnectionContext,
+    ConnectionContext, Unserved,
     connect::{self, ConnectError, Upstream},
     route::Target,
-    stream::Unserved,
 };
 
 /// What the connection turned out to be. `prefix` is what the client has said so far.
@@ -39,11 +38,13 @@ pub enum Detected {
 
 /// Whether the client speaks HTTP, and what it said; `None` if it does not, or not within `patience`. For connections that may carry nothing else: the destination is not asked.
 pub async fn asks_http(
-    client: &Unserved,
+    client: &mut Unserved,
     context: &ConnectionContext,
     patience: Duration,
 ) -> Result<Option<Bytes>, ConnectError> {
-    let client = client.tcp().map_err(|error| ConnectError::client(&error))?;
+    let client = client
+        .transport()
+        .map_err(|error| ConnectError::client(&error))?;
     let mut said = BytesMut::new();
     let listen = async {
         loop {
@@ -64,11 +65,13 @@ pub async fn asks_http(
 
 /// Finds out what the client speaks. Errors are those of dialling, or [`super::Reason::ClientReset`].
 pub async fn detect(
-    client: &Unserved,
+    client: &mut Unserved,
     target: &Target,
     context: &ConnectionContext,
 ) -> Result<Detected, ConnectError> {
-    let client = client.tcp().map_err(|error| ConnectError::client(&error))?;
+    let client = client
+        .transport()
+        .map_err(|error| ConnectError::client(&error))?;
     let (worker, direction) = (&context.worker, context.direction);
     let known = context
         .original

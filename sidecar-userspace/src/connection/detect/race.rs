@@ -1,10 +1,15 @@
 //! The client's first bytes, the dial, and the destination's first bytes: whichever comes first.
 
-use std::{future::Future, io, pin::pin, time::Duration};
+use std::{
+    future::Future,
+    io,
+    pin::{Pin, pin},
+    time::Duration,
+};
 
 use bytes::BytesMut;
 use tokio::{
-    net::TcpStream,
+    io::{AsyncRead, ReadBuf},
     time::{Instant, sleep, sleep_until},
 };
 
@@ -13,7 +18,7 @@ use super::{
     sniff::{ServerSaid, Sniffed, sniff, sniff_server},
 };
 use crate::connection::{
-    Reason,
+    Reason, Transport,
     buffers::Buffers,
     connect::{ConnectError, Upstream},
 };
@@ -56,7 +61,7 @@ impl Found {
 /// Runs until it is known what the connection is and, unless that is HTTP, until the destination is reached.
 /// `wait`: give the client a head start over the dial.
 pub async fn race(
-    client: &TcpStream,
+    client: &mut Transport,
     wait: bool,
     dial: impl Future<Output = Result<Upstream, ConnectError>>,
     buffers: &Buffers,
@@ -84,7 +89,7 @@ pub async fn race(
                 Err(error) => return Err(ConnectError::client(&error)),
             },
             dialled = &mut dial, if upstream.is_none() => upstream = Some(dialled?),
-            heard = hear(upstream.as_ref()), if upstream.is_some() && hear_server => match heard {
+            heard = hear(upstream.as_mut()), if upstream.is_some() && hear_server => match heard {
                 Ok(ServerSaid::Greeting) => break Found::ServerFirst,
                 Ok(ServerSaid::Nothing) => break Found::Ended,
                 Ok(ServerSaid::Http2Settings) => hear_server = false,
@@ -112,33 +117,29 @@ pub async fn race(
 
 /// Appends what the client has sent to `said`; 0: it ended.
 pub(super) async fn read_more(
-    client: &TcpStream,
+    client: &mut Transport,
     said: &mut BytesMut,
     buffers: &Buffers,
 ) -> io::Result<usize> {
-    loop {
-        client.readable().await?;
+    std::future::poll_fn(|cx| {
         let mut buffer = buffers.take(SNIFF_BYTES);
-        let space = buffer.get_mut(..SNIFF_BYTES).unwrap_or_default();
-        let read = client.try_read(space);
-        if let Ok(read) = read {
-            said.extend_from_slice(space.get(..read).unwrap_or_default());
-        }
+        let mut space = ReadBuf::new(buffer.get_mut(..SNIFF_BYTES).unwrap_or_default());
+        let polled = Pin::new(&mut *client).poll_read(cx, &mut space);
+        let read = space.filled().len();
+        said.extend_from_slice(space.filled());
         buffers.give(buffer);
-        match read {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            result => return result,
-        }
-    }
+        polled.map_ok(|()| read)
+    })
+    .await
 }
 
 /// What the destination says first, without taking it from the socket.
-async fn hear(upstream: Option<&Upstream>) -> io::Result<ServerSaid> {
+async fn hear(upstream: Option<&mut Upstream>) -> io::Result<ServerSaid> {
     let Some(upstream) = upstream else {
         return std::future::pending().await;
     };
     let mut start = [0; 9];
-    let heard = upstream.stream.tcp().peek(&mut start).await?;
+    let heard = upstream.stream.peek(&mut start).await?;
     Ok(sniff_server(start.get(..heard).unwrap_or_default()))
 }
 

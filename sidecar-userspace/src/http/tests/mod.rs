@@ -16,7 +16,7 @@ use std::{
 };
 
 use crate::{
-    connection::{ConnectionContext, Direction, Recorder, Stream, Worker, route},
+    connection::{ConnectionContext, Direction, Recorder, Worker, route},
     lifecycle::drain::Drain,
     model::{Endpoint, EndpointAddress, Protocol, Service, ServicePort, Snapshot},
     telemetry::metrics::Metrics,
@@ -78,6 +78,7 @@ impl Proxy {
                         peer,
                         original,
                         peer_identity: None,
+                        tls: None,
                         recorder: worker.recorder.clone(),
                         drain: worker.drain.clone(),
                         worker: worker.clone(),
@@ -85,7 +86,7 @@ impl Proxy {
                     });
                     let target = route::route(&context);
                     tokio::task::spawn_local(async move {
-                        super::serve(Stream::new(tcp), None, target, context).await;
+                        super::serve(tcp.into(), None, target, context).await;
                     });
                 }
             });
@@ -249,6 +250,7 @@ fn service(name: &str, endpoint: SocketAddr, protocol: Protocol) -> Arc<Service>
             weight: 1,
         }],
         connect_timeout: PATIENCE,
+        tls: None,
     })
 }
 

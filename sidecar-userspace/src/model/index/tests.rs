@@ -60,6 +60,7 @@ fn service(name: usize) -> impl Strategy<Value = Arc<Service>> {
                     })
                     .collect(),
                 endpoints,
+                tls: None,
                 connect_timeout: Duration::from_secs(1),
             })
         })

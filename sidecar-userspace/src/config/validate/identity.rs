@@ -1,0 +1,155 @@
+//! Identity, and where connections are encrypted: nothing asks for an identity that nobody configured.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use super::{Report, Unique};
+use crate::{
+    config::{
+        error::Mark,
+        file,
+        scalar::{Marked, Setting},
+    },
+    model::{Federated, Identity, IdentitySource, Mtls, ServiceTls},
+    tls::MinVersion,
+};
+
+/// An hour: short enough that revocation is not missed, long enough for an outage of what renews it.
+const CA_LIFETIME: Duration = Duration::from_secs(3600);
+
+pub(super) fn compile(
+    report: &mut Report,
+    file: Option<Marked<file::Identity>>,
+) -> Option<Identity> {
+    let Marked { mark, value: file } = file?;
+    let mut federation = Vec::new();
+    let mut domains = Unique::default();
+    for each in file.federation.unwrap_or_default() {
+        let domain_mark = each.trust_domain.mark;
+        let domain = report.value(each.trust_domain);
+        let bundle = report.value(each.trust_bundle);
+        let (Some(trust_domain), Some(trust_bundle)) = (domain, bundle) else {
+            continue;
+        };
+        let taken = || {
+            (
+                "a trust domain that is not listed yet",
+                trust_domain.to_string(),
+            )
+        };
+        if domains.claim(report, trust_domain.clone(), domain_mark, taken) {
+            federation.push(Federated {
+                trust_domain,
+                trust_bundle,
+            });
+        }
+    }
+    let mut min_version = MinVersion::Tls13;
+    report.set(&mut min_version, file.min_tls_version);
+    let source = match (file.files, file.ca) {
+        (Some(files), None) => files_source(report, files),
+        (None, Some(ca)) => ca_source(report, ca),
+        (None, None) => {
+            report.expected(mark, "one of files, ca", "neither");
+            None
+        }
+        (Some(_), Some(_)) => {
+            report.expected(mark, "one of files, ca", "both");
+            None
+        }
+    };
+    Some(Identity {
+        source: source?,
+        federation,
+        min_version,
+    })
+}
+
+fn files_source(report: &mut Report, files: file::IdentityFiles) -> Option<IdentitySource> {
+    let certificate = report.value(files.certificate);
+    let private_key = report.value(files.private_key);
+    let trust_bundle = report.value(files.trust_bundle);
+    Some(IdentitySource::Files {
+        certificate: certificate?,
+        private_key: private_key?,
+        trust_bundle: trust_bundle?,
+    })
+}
+
+fn ca_source(report: &mut Report, ca: file::IdentityCa) -> Option<IdentitySource> {
+    let directory = report.value(ca.directory);
+    let id = ca.id.and_then(|id| report.value(id));
+    let mut lifetime = CA_LIFETIME;
+    report.set(&mut lifetime, ca.lifetime);
+    Some(IdentitySource::Ca {
+        directory: directory?,
+        id,
+        lifetime,
+    })
+}
+
+/// What inbound ports say of mutual TLS, beside what holds for the others.
+pub(super) fn inbound(
+    report: &mut Report,
+    general: Option<Setting<Mtls>>,
+    ports: &mut Option<Vec<file::InboundPort>>,
+    has_identity: bool,
+) -> (Mtls, BTreeMap<u16, Mtls>) {
+    let mut mode = match has_identity {
+        true => Mtls::Permissive,
+        false => Mtls::Disable,
+    };
+    let checked = |report: &mut Report, setting: Setting<Mtls>| {
+        let mark = setting.mark;
+        let mode = report.value(setting)?;
+        needs_identity(report, mark, has_identity || mode == Mtls::Disable);
+        Some(mode)
+    };
+    if let Some(general) = general.and_then(|setting| checked(report, setting)) {
+        mode = general;
+    }
+    let mut of_ports = BTreeMap::new();
+    for entry in ports.iter_mut().flatten() {
+        let own = entry
+            .mtls
+            .take()
+            .and_then(|setting| checked(report, setting));
+        if let (Some(own), Ok(port)) = (own, &entry.port.value) {
+            of_ports.insert(*port, own);
+        }
+    }
+    (mode, of_ports)
+}
+
+pub(super) fn service(
+    report: &mut Report,
+    file: Option<Marked<file::ServiceTls>>,
+    has_identity: bool,
+) -> Option<Arc<ServiceTls>> {
+    let Marked { mark, value: file } = file?;
+    let mode = report.value(file.mode)?;
+    let identities = report.values(file.subject_alt_names);
+    match mode {
+        file::TlsMode::Disable => None,
+        file::TlsMode::Mesh => {
+            needs_identity(report, mark, has_identity);
+            if identities.is_empty() {
+                let expected = "subjectAltNames, the identities that the endpoints may have";
+                report.expected(mark, expected, "none");
+            }
+            Some(Arc::new(ServiceTls::Mesh { identities }))
+        }
+    }
+}
+
+fn needs_identity(report: &mut Report, mark: Mark, fine: bool) {
+    if !fine {
+        report.expected(mark, "the section identity, which mutual TLS needs", "none");
+    }
+}
+
+impl From<file::InboundPort> for file::PortProtocol {
+    fn from(port: file::InboundPort) -> Self {
+        let file::InboundPort { port, protocol, .. } = port;
+        Self { port, protocol }
+    }
+}

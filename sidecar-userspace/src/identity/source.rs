@@ -1,0 +1,147 @@
+//! Where identities come from, and how they stay valid.
+
+mod ca;
+mod files;
+
+use std::{path::PathBuf, sync::Arc};
+
+use super::{Bundles, Material, ca::CaError, material::MaterialError, pem};
+use crate::{
+    config::watch::FileWatcher,
+    model::{Federated, Identity, IdentitySource, Workload},
+    telemetry::metrics::Metrics,
+    tls::mesh::MeshHandle,
+};
+
+/// Keeps an identity up to date for as long as it lives.
+#[derive(Debug)]
+pub struct Source {
+    _ca: Option<ca::Renewal>,
+    _files: Option<FileWatcher>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error("identity: {0}")]
+    Material(#[from] MaterialError),
+    #[error("identity: {0}")]
+    Ca(#[from] CaError),
+    #[error("identity: {0}")]
+    Id(#[from] super::SpiffeIdError),
+    #[error("identity: {0}")]
+    Tls(#[from] rustls::Error),
+    #[error("identity: cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// Reads what is configured once, without keeping it up to date.
+pub fn read(identity: &Identity, workload: &Workload) -> Result<Material, SourceError> {
+    match &identity.source {
+        IdentitySource::Files { .. } => Ok(files::read(identity)?),
+        IdentitySource::Ca { .. } => ca::issue(identity, workload),
+    }
+}
+
+impl Source {
+    /// Puts the identity in force and keeps it so: the first time before it returns, so that nothing is served
+    /// without it.
+    pub fn start(
+        identity: &Identity,
+        workload: &Workload,
+        handle: &Arc<MeshHandle>,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, SourceError> {
+        let material = read(identity, workload)?;
+        tracing::info!(
+            id = %material.svid.id,
+            trust_domains = ?material.bundles.iter().map(|(domain, _)| domain).collect::<Vec<_>>(),
+            "this workload has an identity"
+        );
+        let life = ca::Life::of(&material);
+        handle.replace(material)?;
+        let renew = Renew {
+            identity: identity.clone(),
+            workload: workload.clone(),
+            handle: handle.clone(),
+            metrics: metrics.clone(),
+        };
+        let renew = Arc::new(renew);
+        let on_change = renew.clone();
+        let files = FileWatcher::watch("identity-watch", watched(identity), move || {
+            let _ = on_change.now();
+        });
+        if let Err(error) = &files {
+            tracing::warn!("cannot watch the files of the identity: {error}");
+        }
+        let by_time = matches!(identity.source, IdentitySource::Ca { .. });
+        let ca = by_time.then(|| ca::Renewal::start(renew, life)).transpose();
+        Ok(Self {
+            _ca: ca.map_err(SourceError::Thread)?,
+            _files: files.ok(),
+        })
+    }
+}
+
+/// Reads everything again and puts it in force, or leaves what there is.
+#[derive(Debug)]
+struct Renew {
+    identity: Identity,
+    workload: Workload,
+    handle: Arc<MeshHandle>,
+    metrics: Arc<Metrics>,
+}
+
+impl Renew {
+    fn now(&self) -> Option<ca::Life> {
+        let renewed = read(&self.identity, &self.workload).and_then(|material| {
+            let life = ca::Life::of(&material);
+            let (id, serial) = (material.svid.id.clone(), material.svid.facts.serial.clone());
+            self.handle.replace(material)?;
+            tracing::info!(%id, serial, "the identity was renewed");
+            Ok(life)
+        });
+        let result = if renewed.is_ok() {
+            "success"
+        } else {
+            "failure"
+        };
+        self.metrics.tls.renewals.with_label_values(&[result]).inc();
+        renewed
+            .inspect_err(|error| tracing::error!("{error}; what was in force stays"))
+            .ok()
+    }
+}
+
+/// The files on which the identity depends.
+fn watched(identity: &Identity) -> Vec<PathBuf> {
+    let mut all = match &identity.source {
+        IdentitySource::Files {
+            certificate,
+            private_key,
+            trust_bundle,
+        } => vec![
+            certificate.clone(),
+            private_key.clone(),
+            trust_bundle.clone(),
+        ],
+        IdentitySource::Ca { directory, .. } => vec![
+            directory.join(super::ca::CERTIFICATE),
+            directory.join(super::ca::KEY),
+        ],
+    };
+    let federated = identity.federation.iter();
+    all.extend(federated.map(|domain| domain.trust_bundle.clone()));
+    all
+}
+
+/// Adds the roots of other trust domains.
+fn federate(bundles: &mut Bundles, federation: &[Federated]) -> Result<(), MaterialError> {
+    for Federated {
+        trust_domain,
+        trust_bundle,
+    } in federation
+    {
+        bundles.add(trust_domain, pem::certificates(trust_bundle)?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,61 @@
+//! Who the workload is, and where its connections are encrypted.
+
+use std::{path::PathBuf, time::Duration};
+
+use crate::{
+    identity::{SpiffeId, TrustDomain},
+    tls::MinVersion,
+};
+
+/// The workload's identity, and whom it believes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub source: IdentitySource,
+    /// Roots of other trust domains.
+    pub federation: Vec<Federated>,
+    /// For connections between sidecars.
+    pub min_version: MinVersion,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IdentitySource {
+    /// PEM files that somebody else renews.
+    Files {
+        certificate: PathBuf,
+        private_key: PathBuf,
+        /// Roots of the workload's own trust domain.
+        trust_bundle: PathBuf,
+    },
+    /// An authority in a directory, which this process signs its own certificates with.
+    Ca {
+        directory: PathBuf,
+        /// `None`: from the workload's namespace and name.
+        id: Option<SpiffeId>,
+        lifetime: Duration,
+    },
+}
+
+/// Another trust domain whose workloads are believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Federated {
+    pub trust_domain: TrustDomain,
+    pub trust_bundle: PathBuf,
+}
+
+/// Whether inbound connections must be mutual TLS; Istio's PeerAuthentication modes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mtls {
+    /// Plaintext; TLS is the application's affair.
+    Disable,
+    /// Both, told apart by the first bytes.
+    Permissive,
+    /// Mutual TLS only.
+    Strict,
+}
+
+/// How connections to a service's endpoints are encrypted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum ServiceTls {
+    /// Mutual TLS between sidecars; the endpoint must be one of these.
+    Mesh { identities: Vec<SpiffeId> },
+}

@@ -1,0 +1,9 @@
+//! Mutual TLS between sidecars, with real clients, without root.
+
+mod authority;
+mod clients;
+mod pair;
+mod programs;
+mod relay;
+mod rotation;
+mod strangers;
