@@ -1,8 +1,8 @@
 //! The command line: verbs change state, nouns only read.
 
-use std::{ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
+use std::{ffi::OsString, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueHint};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 
 use crate::{
@@ -30,7 +30,7 @@ pub struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done, 1 it failed, 2 usage or configuration; `run` exits with its command's code.
+Exit codes: 0 done, 1 it failed, 2 usage or configuration; `run` exits with its command's code, `explain` with 1 for a denial.
 
 Examples:
   sidecar check                                what works on this machine, and what to do about the rest
@@ -48,6 +48,9 @@ pub enum Command {
     Ca(Ca),
     /// Tell what works here and what does not: kernel, privileges, self-test, configuration.
     Check(Check),
+    /// Tell what would become of a connection or request: its way through the configuration, each policy and why it
+    /// matches or not, and the verdict. Without traffic; exit code 0 allowed, 1 denied.
+    Explain(Explain),
     /// Show the workloads of this node, what is attached for them and what the kernel half counted (root).
     Inspect(Inspect),
     /// Remove what sidecars that were killed have left attached (root).
@@ -178,6 +181,66 @@ impl FromStr for Lifetime {
             .map(Self)
             .ok_or_else(|| "a time such as 24h or 90m, at least 1s".to_owned())
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExplainDirection {
+    /// To the workload.
+    Inbound,
+    /// From the workload.
+    Outbound,
+}
+
+#[derive(Debug, Args)]
+pub struct Explain {
+    #[command(flatten)]
+    pub config: Config,
+
+    #[arg(long, value_enum, default_value = "inbound")]
+    pub direction: ExplainDirection,
+
+    /// The client's address.
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    pub source: IpAddr,
+
+    /// Who the client has proved to be, such as cluster.local/ns/default/sa/web.
+    #[arg(long, value_name = "ID")]
+    pub principal: Option<String>,
+
+    /// The address that the client asks for.
+    #[arg(long, value_name = "IP")]
+    pub destination: Option<IpAddr>,
+
+    /// The port that the client asks for.
+    #[arg(long, value_name = "PORT")]
+    pub port: u16,
+
+    /// Opaque bytes instead of a request.
+    #[arg(long, conflicts_with_all = ["method", "host", "path", "header", "claims"])]
+    pub tcp: bool,
+
+    #[arg(long, default_value = "GET")]
+    pub method: String,
+
+    /// As in the request's `Host`.
+    #[arg(long, value_name = "HOST")]
+    pub host: Option<String>,
+
+    /// With a query, if it has one.
+    #[arg(long, default_value = "/")]
+    pub path: String,
+
+    /// A field of the request, as `name: value`; may be given several times.
+    #[arg(long, value_name = "FIELD")]
+    pub header: Vec<String>,
+
+    /// What a verified token says, as JSON.
+    #[arg(long, value_name = "JSON")]
+    pub claims: Option<String>,
+
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -7,6 +7,7 @@
 //! - [`connection`], the eight steps of a connection, from accept to its record
 //! - [`http`], the relay of HTTP messages
 //! - [`identity`], who a workload is: SPIFFE identities
+//! - [`jwt`], who the user behind a request is
 //! - [`kernel`], the loader of the kernel half
 //! - [`lifecycle`], from start to end of the process
 //! - [`model`], the immutable snapshot that every step reads
@@ -24,6 +25,7 @@ pub mod config;
 pub mod connection;
 pub mod http;
 pub mod identity;
+pub mod jwt;
 pub mod kernel;
 pub mod lifecycle;
 pub mod model;

@@ -15,6 +15,7 @@ fn main() -> ExitCode {
         Command::Proxy(args) => command::proxy::run(args),
         Command::Ca(args) => command::ca::run(args),
         Command::Check(args) => command::check::run(args),
+        Command::Explain(args) => command::explain::run(args),
         Command::Inspect(args) => command::inspect::run(args),
         Command::Detach(args) => command::detach::run(args),
         Command::Schema => command::generate::schema(),

@@ -22,6 +22,7 @@ use crate::{
         resolve::Resolver,
     },
     http::Pool,
+    jwt,
     lifecycle::{
         descriptors,
         drain::{Drain, DrainSignal, DrainTrigger, Phase},
@@ -367,6 +368,7 @@ impl Control {
             tokio::select! {
                 _ = quit_asked.recv() => {}
                 never = follow => match never {},
+                never = refresh_keys() => match never {},
             }
             let patience = snapshot.load().timeouts.drain;
             tracing::info!(?patience, "draining");
@@ -384,6 +386,15 @@ async fn follow_configuration(snapshot: Arc<SnapshotHandle>, log: AccessLog) -> 
         log.configure(&snapshot.load().access_log);
     }
     std::future::pending().await
+}
+
+/// Follows the files of keys for tokens. Reading them may take long, on a slow disk: never on the control thread.
+async fn refresh_keys() -> Infallible {
+    loop {
+        tokio::time::sleep(jwt::keys::REFRESH).await;
+        // It panics only if reading does, and then the next turn tries again.
+        let _ = task::spawn_blocking(jwt::keys::refresh).await;
+    }
 }
 
 /// A named thread with a runtime of its own, which is gone, with its tasks, when the thread ends.

@@ -4,6 +4,7 @@ pub mod ca;
 pub mod check;
 pub mod detach;
 pub mod enter;
+pub mod explain;
 pub mod generate;
 pub mod inspect;
 pub mod proxy;

@@ -8,7 +8,9 @@ use serde::Deserialize;
 
 use super::{
     error::{ConfigError, Mark, nearest},
-    pattern::{AnyText, ConditionKey, HostPattern, PathPattern, Pattern, Principal},
+    pattern::{
+        AnyText, ConditionKey, HeaderText, HostPattern, PathPattern, Pattern, Principal, Text,
+    },
     scalar::{Marked, Number, Setting, Size, Time},
     value::{Bind, FilePath, Host, ListenPort, Name, PathText, PathType, Port, Weight},
 };
@@ -46,6 +48,9 @@ pub struct File {
     pub routes: Option<Vec<Route>>,
     /// What may pass: policies with the names and the meaning of Istio's AuthorizationPolicy.
     pub authorization: Option<Authorization>,
+    /// Tokens of users in requests to the workload, as Istio's RequestAuthentication. A request without a token passes
+    /// and has no user; one with a token that is not valid is answered with 401.
+    pub request_authentication: Option<RequestAuthentication>,
     /// Moving messages past the TCP/IP stack between sockets of this node.
     pub redirect: Option<Redirect>,
     /// What happens to the workload's traffic while no sidecar runs: `closed` refuses it, `open` lets it
@@ -426,6 +431,42 @@ pub struct When {
     pub values: Option<Marked<Vec<Setting<AnyText>>>>,
     /// None of them may match. One of the two lists is required.
     pub not_values: Option<Marked<Vec<Setting<AnyText>>>>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct RequestAuthentication {
+    /// The issuers that are believed. Tokens are signed with RS256, ES256 or EdDSA and have to say when they expire.
+    pub jwt_rules: Option<Vec<JwtRule>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct JwtRule {
+    /// Required: the token's `iss`.
+    pub issuer: Setting<Text>,
+    /// One of them has to be in the token's `aud`. Absent: any.
+    pub audiences: Option<Marked<Vec<Setting<Text>>>>,
+    /// The issuer's public keys, a JSON Web Key Set as text. Either this or `jwksFile` is required.
+    pub jwks: Option<Setting<Text>>,
+    /// A file with such a set; read again when it changes.
+    pub jwks_file: Option<Setting<FilePath>>,
+    /// Headers that carry tokens. Absent, with `fromParams`: `Authorization` with `Bearer `, and the parameter
+    /// `access_token`.
+    pub from_headers: Option<Marked<Vec<FromHeader>>>,
+    /// Parameters of the query that carry tokens.
+    pub from_params: Option<Marked<Vec<Setting<Text>>>>,
+    /// Whether the application gets the token. Absent: false, as with Istio.
+    pub forward_original_token: Option<Setting<bool>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct FromHeader {
+    /// Required: the header's name.
+    pub name: Setting<HeaderText>,
+    /// What stands before the token.
+    pub prefix: Option<Setting<Text>>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]

@@ -1,5 +1,6 @@
 //! The values of policies: what a rule may compare with.
 
+use http::HeaderName;
 use schemars::{Schema, json_schema};
 
 use super::{error::Expected, scalar::Scalar};
@@ -71,6 +72,45 @@ impl Scalar for AnyText {
 
     fn schema() -> Schema {
         json_schema!({ "type": ["string", "integer", "boolean"] })
+    }
+}
+
+/// Any text that is not empty.
+pub struct Text;
+
+impl Scalar for Text {
+    type Value = String;
+
+    fn expected() -> Expected {
+        "a text that is not empty".into()
+    }
+
+    fn parse(text: &str) -> Result<String, Expected> {
+        let some = Some(text).filter(|text| !text.is_empty());
+        some.map(str::to_owned).ok_or_else(Self::expected)
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "minLength": 1 })
+    }
+}
+
+/// The name of a header.
+pub struct HeaderText;
+
+impl Scalar for HeaderText {
+    type Value = HeaderName;
+
+    fn expected() -> Expected {
+        "the name of a header".into()
+    }
+
+    fn parse(text: &str) -> Result<HeaderName, Expected> {
+        HeaderName::try_from(text).map_err(|_| Self::expected())
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "pattern": "^[-!#$%&'*+.^_`|~0-9A-Za-z]+$" })
     }
 }
 

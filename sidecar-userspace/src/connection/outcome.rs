@@ -87,6 +87,7 @@ reasons! {
     DestinationRefused = "destination_refused", "UAEX", "no service claims the destination and outbound.unknown is registryOnly";
     PolicyDenied = "policy_denied", "UAEX", "an authorization policy refuses it";
     PathRefused = "path_refused", "DPE", "the path or host has a spelling that applications read in different ways";
+    TokenRefused = "token_refused", "UAEX", "the request's token is not valid";
     // route
     NoRoute = "no_route", "NR", "no route and no service matches the request";
     // balance

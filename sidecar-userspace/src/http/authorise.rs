@@ -10,11 +10,30 @@ use http::{
 use super::{exchange::Exchange, refusal::Refusal, route::Way, session::Session};
 use crate::{
     connection::{
-        Reason, authorise,
+        Direction, Reason, authorise,
         route::{Pick, Target},
     },
-    policy::{self, Facts, normalize},
+    policy::{self, Claims, Facts, normalize},
 };
+
+/// Who the user is whose token the request carries. Takes the token away where the application is not to see it.
+pub(super) fn authenticate<B>(
+    session: &Session,
+    exchange: &Exchange,
+    request: &mut Request<B>,
+) -> Result<Option<Claims>, Refusal> {
+    let context = &session.context;
+    if context.direction == Direction::Outbound {
+        return Ok(None);
+    }
+    let authentication = &context.snapshot.request_authentication;
+    if let Some(shown) = authentication.without_tokens(request.uri()) {
+        // Whoever reads the log shall not be able to use it.
+        exchange.note(|record| record.path = shown.path_and_query().cloned());
+    }
+    let claims = authentication.authenticate(request);
+    claims.map_err(|why| Refusal::with(Reason::TokenRefused, why.to_string()))
+}
 
 /// Brings the request's path into the spelling that policies compare, if one does: it is routed by that, and the
 /// application gets that.
@@ -34,12 +53,13 @@ pub(super) fn normalise<B>(session: &Session, request: &mut Request<B>) -> Resul
         Some(query) => format!("{path}?{query}"),
         None => path,
     };
-    *request.uri_mut() = with_path(uri, path)
+    *request.uri_mut() = asks_for(uri, path)
         .map_err(|error| Refusal::with(Reason::PathRefused, error.to_string()))?;
     Ok(())
 }
 
-fn with_path(uri: &Uri, path: String) -> Result<Uri, http::Error> {
+/// `uri` with another path (and query).
+pub fn asks_for(uri: &Uri, path: String) -> Result<Uri, http::Error> {
     let mut parts = uri.clone().into_parts();
     parts.path_and_query = Some(PathAndQuery::try_from(path)?);
     Ok(Uri::from_parts(parts)?)
@@ -51,6 +71,7 @@ pub(super) fn authorise<B>(
     exchange: &Exchange,
     request: &Request<B>,
     way: &Way,
+    claims: Option<&Claims>,
 ) -> Result<(), Refusal> {
     let context = &session.context;
     let policies = authorise::policies(context);
@@ -68,7 +89,7 @@ pub(super) fn authorise<B>(
     if context.original.is_none() {
         destination(&mut facts, &way.target);
     }
-    facts.http = Some(asked.request());
+    facts.http = Some(asked.request(claims));
     let decision = policies.decide(&facts);
     if decision.denied_by.is_none() && decision.audited_by.is_empty() {
         return Ok(());
@@ -127,13 +148,14 @@ impl<'a> Asked<'a> {
         })
     }
 
-    pub fn request(&self) -> policy::Request<'_> {
+    /// `claims`: of its token.
+    pub fn request<'r>(&'r self, claims: Option<&'r Claims>) -> policy::Request<'r> {
         policy::Request {
             method: self.method,
             host: &self.host,
             path: &self.path,
             headers: self.headers,
-            claims: None,
+            claims,
         }
     }
 }

@@ -33,5 +33,6 @@ mod upstream_io;
 mod watch;
 mod wire;
 
+pub use authorise::{Asked, asks_for};
 pub use pool::Pool;
 pub use server::serve;

@@ -55,6 +55,11 @@ impl Refusal {
         let text = self.text();
         let mut response = Response::new(ResponseBody::empty());
         let headers = response.headers_mut();
+        if self.reason == Reason::TokenRefused {
+            // RFC 6750, 3.
+            let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
         if grpc {
             headers.insert(
                 header::CONTENT_TYPE,
@@ -113,6 +118,7 @@ fn status_of(reason: Reason) -> StatusCode {
         Reason::BadRequest | Reason::PathRefused | Reason::ClientClosed | Reason::ClientReset => {
             StatusCode::BAD_REQUEST
         }
+        Reason::TokenRefused => StatusCode::UNAUTHORIZED,
         Reason::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Reason::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
         Reason::DestinationRefused | Reason::PolicyDenied => StatusCode::FORBIDDEN,
@@ -131,6 +137,7 @@ fn status_of(reason: Reason) -> StatusCode {
 fn grpc_status(status: StatusCode) -> &'static str {
     match status.as_u16() {
         400 | 408 => "13",
+        401 => "16",
         403 => "7",
         404 => "12",
         431 => "8",

@@ -61,6 +61,7 @@ async fn respond(
         });
         return Err(violation.into());
     }
+    let claims = authorise::authenticate(session, exchange, &mut request)?;
     authorise::normalise(session, &mut request)?;
     let way = route::route(session, exchange, &request).await?;
     exchange.note(|record| {
@@ -71,7 +72,8 @@ async fn respond(
             .map(|service| service.name.clone());
         record.route = way.route.clone();
     });
-    authorise::authorise(session, exchange, &request, &way)?;
+    authorise::authorise(session, exchange, &request, &way, claims.as_ref())?;
+    drop(claims);
     let connect = *request.method() == Method::CONNECT;
     let to_http2 = session.http2 || way.target.protocol == Protocol::Http2;
     if connect && to_http2 {

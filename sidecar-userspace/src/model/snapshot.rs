@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use crate::jwt::RequestAuthentication;
+
 use super::{
     AccessLog, Authorization, FailRule, Identity, Inbound, Outbound, Redirect, Route, RouteRule,
     Service, Workload, index::Index,
@@ -30,6 +32,7 @@ pub struct Snapshot {
     pub timeouts: Timeouts,
     pub access_log: AccessLog,
     pub authorization: Authorization,
+    pub request_authentication: RequestAuthentication,
     /// Threads that serve connections. Read at start only.
     pub workers: NonZeroUsize,
     // Private, so that the index cannot disagree with what it indexes.
@@ -103,6 +106,7 @@ impl Snapshot {
             timeouts: Timeouts::default(),
             access_log: AccessLog::default(),
             authorization: Authorization::default(),
+            request_authentication: RequestAuthentication::default(),
             workers: default_workers(),
             services: Vec::new(),
             routes: Vec::new(),

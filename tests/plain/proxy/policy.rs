@@ -347,3 +347,60 @@ fn grpc_clients_get_a_status_of_their_own() {
     );
     world.finish();
 }
+
+/// Of the issuer below, signed with EdDSA, valid until the year 2100: alice of the staff, bob of nothing; and one that
+/// has expired.
+const JWKS: &str = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"k","x":"pTbfJPymcZ3-3BBPeey1lskUU6UHaaBX9lAbbesYcnY"}]}"#;
+const ALICE: &str = "eyJhbGciOiAiRWREU0EiLCAia2lkIjogImsifQ.eyJpc3MiOiAiaHR0cHM6Ly9pc3N1ZXIudGVzdCIsICJzdWIiOiAiYWxpY2UiLCAiZXhwIjogNDEwMjQ0NDgwMCwgImdyb3VwcyI6IFsic3RhZmYiXX0.uWDZOxiZton9txritO-dI1nm3jJHb5NWYSb6_lFiuaxajo5qt0FatL-_3TjOcWsQSzUJk3L2l0Q6VnuWuXtnBQ";
+const BOB: &str = "eyJhbGciOiAiRWREU0EiLCAia2lkIjogImsifQ.eyJpc3MiOiAiaHR0cHM6Ly9pc3N1ZXIudGVzdCIsICJzdWIiOiAiYm9iIiwgImV4cCI6IDQxMDI0NDQ4MDB9.H-vnLiPL7ZWeKpycsFC2IQ1-2CzAfXnOptDvezDkM19A7UjGFXNdI7TVvNrMQg7a1iRkMq_nkpOct2t-CoTIAA";
+const EXPIRED: &str = "eyJhbGciOiAiRWREU0EiLCAia2lkIjogImsifQ.eyJpc3MiOiAiaHR0cHM6Ly9pc3N1ZXIudGVzdCIsICJzdWIiOiAiYWxpY2UiLCAiZXhwIjogMTAwMDAwMDAwMH0._qKqwr0F19_KJ90p2I2eFOxZHyjYEvlSpLofSe7shiP_g0I9G5Mf_q78yRFmv-sPKYajUU_qlHuySipoofoUCg";
+
+#[test]
+fn tokens_decide_with_curl() {
+    let text = format!(
+        "authorization:\n  inbound:\n    default: deny\n    policies:\n      - name: staff\n        rules:\n          \
+         - from: [{{ source: {{ requestPrincipals: ['https://issuer.test/*'] }} }}]\n            \
+         when: [{{ key: 'request.auth.claims[groups]', values: [staff] }}]\n\
+         requestAuthentication: {{ jwtRules: [{{ issuer: 'https://issuer.test', jwks: '{JWKS}' }}] }}\n"
+    );
+    let mut snapshot = with_policies(&text);
+    let parsed = config::parse("tokens", &text).unwrap();
+    snapshot.request_authentication = parsed.request_authentication;
+    let nginx = nginx("");
+    let world = World::with(snapshot, nginx.address);
+    let with = |path: &str, token: &str| {
+        let header = format!("Authorization: Bearer {token}");
+        status(&world, path, &["--header", &header])
+    };
+    assert_eq!(with("/1k?alice", ALICE), 200);
+    assert_eq!(with("/1k?bob", BOB), 403);
+    assert_eq!(with("/1k?expired", EXPIRED), 401);
+    let forged = ALICE.replacen(
+        "eyJhbGciOiAiRWREU0EiLCAia2lkIjogImsifQ",
+        "eyJhbGciOiJub25lIn0",
+        1,
+    );
+    assert_eq!(with("/1k?none", &forged), 401);
+    assert_eq!(status(&world, "/1k?nobody", &[]), 403);
+    assert_eq!(
+        status(&world, &format!("/1k?access_token={ALICE}"), &[]),
+        200
+    );
+    let url = format!("http://127.0.0.1:{}/1k", world.handle.ports().inbound);
+    let expired = format!("Authorization: Bearer {EXPIRED}");
+    let answer = curl(&["--dump-header", "-", "--header", &expired, &url]);
+    assert!(
+        answer.contains("www-authenticate: Bearer error=\"invalid_token\""),
+        "{answer}"
+    );
+    let lines = world.finish();
+    assert_eq!(line(&lines, "/1k?expired")["reason"], "token_refused");
+    assert_eq!(
+        line(&lines, "/1k?expired")["detail"],
+        "the token has expired"
+    );
+    assert_eq!(line(&lines, "/1k?bob")["policy"], "default");
+    assert_eq!(line(&lines, "/1k?nobody")["policy"], "default");
+    let log = format!("{lines:?}");
+    assert!(!log.contains(ALICE), "a token is in the log");
+}

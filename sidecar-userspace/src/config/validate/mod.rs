@@ -4,6 +4,7 @@
 //! the rest can be judged too, and the snapshot is dropped in the end.
 
 mod identity;
+mod jwt;
 mod policy;
 mod route;
 mod service;
@@ -63,6 +64,8 @@ pub(super) fn compile(file: File) -> Result<Snapshot, Vec<ConfigError>> {
         file.timeouts.unwrap_or_default(),
     );
     snapshot.authorization = policy::compile(&mut report, file.authorization.unwrap_or_default());
+    snapshot.request_authentication =
+        jwt::compile(&mut report, file.request_authentication.unwrap_or_default());
     let access_log = file.access_log.unwrap_or_default();
     report.set(&mut snapshot.access_log.format, access_log.format);
     report.set(&mut snapshot.access_log.path, access_log.path);

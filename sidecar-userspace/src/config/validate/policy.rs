@@ -86,7 +86,7 @@ fn rule(report: &mut Report, file: file::PolicyRule) -> Rule {
 }
 
 /// Of a list that is there and empty it is not clear whether it means nothing or everything.
-fn list<F, T>(
+pub(super) fn list<F, T>(
     report: &mut Report,
     list: Option<Marked<Vec<F>>>,
     what: &str,
@@ -104,7 +104,7 @@ fn list<F, T>(
         .collect()
 }
 
-fn values<S: Scalar>(
+pub(super) fn values<S: Scalar>(
     report: &mut Report,
     settings: Option<Marked<Vec<Setting<S>>>>,
 ) -> Vec<S::Value> {
