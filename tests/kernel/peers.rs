@@ -34,7 +34,7 @@ pub fn curl(workload: &Workload<'_>, arguments: &[&str]) -> Result<Finished> {
         "*",
         "--globoff",
         "--max-time",
-        "240",
+        "250",
     ];
     workload
         .start("curl", curl, &[&quiet, arguments].concat())?

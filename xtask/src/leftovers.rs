@@ -16,7 +16,7 @@ pub const RUN_VARIABLE: &str = "SIDECAR_TEST_RUN";
 /// What is ours has this in its name.
 const MARK: &str = "sidecar";
 /// The kernel takes control groups, links and namespaces apart a moment after their last user is gone.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(60);
 
 /// What was there before a run.
 pub struct Before {

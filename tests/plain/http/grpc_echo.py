@@ -37,16 +37,16 @@ def server():
 
 def calls(channel):
     call = channel.unary_unary("/test.Echo/Unary")
-    answer, rpc = call.with_call(b"x" * 200_000, timeout=60)
+    answer, rpc = call.with_call(b"x" * 200_000, timeout=150)
     assert answer == b"x" * 200_000
     assert ("x-length", "200000") in [tuple(pair) for pair in rpc.trailing_metadata()], rpc.trailing_metadata()
-    pending = [call.future(str(number).encode(), timeout=60) for number in range(100)]
+    pending = [call.future(str(number).encode(), timeout=150) for number in range(100)]
     for number, future in enumerate(pending):
         assert future.result() == str(number).encode()
 
     # Each message is sent only when the one before has come back: nothing may be held up.
     outgoing = queue.Queue()
-    answers = channel.stream_stream("/test.Echo/Both")(iter(outgoing.get, None), timeout=60)
+    answers = channel.stream_stream("/test.Echo/Both")(iter(outgoing.get, None), timeout=150)
     for number in range(100):
         outgoing.put(str(number).encode())
         assert next(answers) == str(number).encode()
@@ -55,7 +55,7 @@ def calls(channel):
     assert answers.code() == grpc.StatusCode.OK
 
     try:
-        channel.unary_unary("/test.Echo/Fail")(b"", timeout=60)
+        channel.unary_unary("/test.Echo/Fail")(b"", timeout=150)
         raise AssertionError("no error")
     except grpc.RpcError as error:
         assert error.code() == grpc.StatusCode.NOT_FOUND, error
@@ -64,7 +64,7 @@ def calls(channel):
 
 def unavailable(channel):
     try:
-        channel.unary_unary("/test.Echo/Unary")(b"", timeout=60)
+        channel.unary_unary("/test.Echo/Unary")(b"", timeout=150)
         raise AssertionError("no error")
     except grpc.RpcError as error:
         assert error.code() == grpc.StatusCode.UNAVAILABLE, error

@@ -33,4 +33,4 @@ async def client(port):
 if sys.argv[1] == "server":
     asyncio.run(server())
 else:
-    asyncio.run(asyncio.wait_for(client(sys.argv[2]), 60))
+    asyncio.run(asyncio.wait_for(client(sys.argv[2]), 150))

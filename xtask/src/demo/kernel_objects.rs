@@ -9,7 +9,7 @@ use std::{
 };
 
 /// The kernel frees a program after a grace period.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(60);
 
 /// Ids, as the kernel counts them; it does not use one again while this machine is up.
 #[derive(Default)]

@@ -135,11 +135,13 @@ impl<'a> Requests<'a> {
         curl.arg(format!("--net={}", self.world.client.namespace().display()));
         curl.args([
             "curl",
+            // No ~/.curlrc.
+            "--disable",
             "--no-progress-meter",
             "--noproxy",
             "*",
             "--max-time",
-            "20",
+            "60",
             "--write-out",
             WRITE_OUT,
         ]);

@@ -17,9 +17,9 @@ use std::{
 const METRICS_PORT: u16 = 15020;
 const HEALTH_PORT: u16 = 15021;
 /// Loading the kernel half and testing redirect takes a second or two.
-const READY_WITHIN: Duration = Duration::from_secs(30);
+const READY_WITHIN: Duration = Duration::from_secs(90);
 /// Longer than a sidecar drains.
-const END_WITHIN: Duration = Duration::from_secs(15);
+const END_WITHIN: Duration = Duration::from_secs(60);
 /// `run` ends with its application's exit code: 128 and SIGTERM, which is forwarded to the application.
 const TERMINATED: i32 = 128 + 15;
 
@@ -188,7 +188,7 @@ impl Sidecar {
             format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
         let answer = self.host.within(move || {
             let mut stream = connect(port)?;
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.set_read_timeout(Some(Duration::from_secs(30)))?;
             stream.write_all(request.as_bytes())?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
@@ -265,6 +265,6 @@ fn connect(port: u16) -> Result<TcpStream> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     Ok(TcpStream::connect_timeout(
         &address,
-        Duration::from_secs(2),
+        Duration::from_secs(30),
     )?)
 }

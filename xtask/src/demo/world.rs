@@ -225,7 +225,7 @@ fn remove_control_group(path: &Path) {
             remove_control_group(&below);
         }
     }
-    for _ in 0..50 {
+    for _ in 0..300 {
         match fs::remove_dir(path) {
             Ok(()) => return,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
@@ -245,7 +245,7 @@ fn until_reachable(address: IpAddr) -> Result<()> {
         // Nothing listens there, so to be refused is to be answered.
         match TcpStream::connect_timeout(&SocketAddr::new(address, 1), Duration::from_millis(200)) {
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => return Ok(()),
-            _ if started.elapsed() < Duration::from_secs(10) => {}
+            _ if started.elapsed() < Duration::from_secs(60) => {}
             other => bail!("{address} does not answer over the veth pair: {other:?}"),
         }
     }
