@@ -65,7 +65,7 @@ fn read(how: &str, client: &Workload<'_>, server: &Workload<'_>) -> Result<(Repo
         "--how",
         how,
         "--deadline-seconds",
-        "60",
+        "200",
     ];
     exchange(&ends, "blocking", &both, &[], &["--style", style])
 }
@@ -130,7 +130,7 @@ fn hasty_epoll() {
                     listen: address,
                     to: address,
                 };
-                let both = ["--connections", "1000", "--deadline-seconds", "30"];
+                let both = ["--connections", "1000", "--deadline-seconds", "200"];
                 let (client, server) = exchange(&ends, "hasty", &both, &[], &[])?;
                 client.expect_exact(1000)?;
                 server.expect_exact(1000)?;
