@@ -33,7 +33,7 @@ use crate::{
         admin::{self, Admin, LogFilter, Scope},
         metrics::Metrics,
     },
-    tls::mesh::MeshHandle,
+    tls::{mesh::MeshHandle, origin::Origins},
 };
 
 /// Threads for blocking calls of one worker: name look-ups only.
@@ -288,6 +288,7 @@ impl Seed {
                 learned: Learned::default(),
                 http: Pool::default(),
                 mesh,
+                origins: Origins::default(),
             });
             let inbound = std::iter::once((Direction::Inbound, listeners.inbound));
             let outbound = listeners

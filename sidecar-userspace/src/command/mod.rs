@@ -25,6 +25,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     config::{self, ConfigErrors},
     identity::source::Source,
+    lifecycle::readiness::Readiness,
     model::Snapshot,
     telemetry::{admin::LogFilter, metrics::Metrics},
     tls::mesh::MeshHandle,
@@ -103,12 +104,14 @@ fn load(path: Option<&Path>) -> Result<Snapshot> {
 fn identity(
     snapshot: &Snapshot,
     metrics: &Arc<Metrics>,
+    readiness: &Readiness,
 ) -> Result<Option<(Arc<MeshHandle>, Source)>> {
     let Some(identity) = &snapshot.identity else {
         return Ok(None);
     };
     let handle = MeshHandle::new(identity.min_version);
-    let source = Source::start(identity, &snapshot.workload, &handle, metrics)?;
+    let ready = readiness.token("identity");
+    let source = Source::start(identity, &snapshot.workload, &handle, metrics, ready)?;
     Ok(Some((handle, source)))
 }
 

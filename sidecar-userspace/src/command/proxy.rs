@@ -9,8 +9,12 @@ use tracing::info;
 
 use super::supervise::supervise;
 use crate::{
-    cli::Proxy as Arguments, config::SnapshotHandle, connection::listen::Listeners,
-    lifecycle::signal::Signals, proxy::Proxy, telemetry::metrics::Metrics,
+    cli::Proxy as Arguments,
+    config::SnapshotHandle,
+    connection::listen::Listeners,
+    lifecycle::{readiness::Readiness, signal::Signals},
+    proxy::Proxy,
+    telemetry::metrics::Metrics,
 };
 
 pub fn run(args: Arguments) -> Result<ExitCode> {
@@ -24,9 +28,11 @@ pub fn run(args: Arguments) -> Result<ExitCode> {
     };
     let listeners = Listeners::bind(&snapshot.listeners, &snapshot.timeouts, snapshot.workers)?;
     let metrics = Arc::new(Metrics::new().context("metrics")?);
-    let identity = super::identity(&snapshot, &metrics)?;
+    let readiness = Readiness::default();
+    let identity = super::identity(&snapshot, &metrics, &readiness)?;
     let config = SnapshotHandle::new(snapshot, args.config.config);
     let mut proxy = Proxy::new(config.clone(), listeners, metrics);
+    proxy.readiness = readiness;
     proxy.log_filter = super::log_filter();
     proxy.mesh = identity.as_ref().map(|(mesh, _)| mesh.clone());
     let proxy = proxy.start()?;

@@ -27,7 +27,7 @@ use crate::{
         events, exclusion,
         record::KernelCounters,
     },
-    lifecycle::{descriptors, signal::Signals},
+    lifecycle::{descriptors, readiness::Readiness, signal::Signals},
     proxy::Proxy,
     sys::cgroup::Cgroup,
     telemetry::metrics::Metrics,
@@ -93,7 +93,8 @@ async fn proxied(
     let metrics = Arc::new(Metrics::new().context("metrics")?);
     let counters = KernelCounters::new(enrolment.open_tables()?, enrolment.slot())?;
     metrics.registry().register(Box::new(counters))?;
-    let identity = super::identity(snapshot, &metrics)?;
+    let readiness = Readiness::default();
+    let identity = super::identity(snapshot, &metrics, &readiness)?;
 
     // Connections wait in the listeners' queues from the moment that they are steered.
     let listeners = Listeners::bind(&snapshot.listeners, &snapshot.timeouts, snapshot.workers)?;
@@ -103,6 +104,7 @@ async fn proxied(
         .context("no inbound listener")?;
     enrolment.steer(subject, listeners.ports.outbound, inbound)?;
     let mut proxy = Proxy::new(config.clone(), listeners, metrics);
+    proxy.readiness = readiness;
     proxy.log_filter = super::log_filter();
     proxy.mesh = identity.as_ref().map(|(mesh, _)| mesh.clone());
     let proxy = proxy.start()?;

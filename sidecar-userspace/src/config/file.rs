@@ -12,7 +12,7 @@ use super::{
         AnyText, ConditionKey, HeaderText, HostPattern, PathPattern, Pattern, Principal, Text,
     },
     scalar::{Marked, Number, Setting, Size, Time},
-    value::{Bind, FilePath, Host, ListenPort, Name, PathText, PathType, Port, Weight},
+    value::{Bind, FilePath, Host, ListenPort, Name, PathText, PathType, Port, Socket, Weight},
 };
 use crate::{
     identity::{SpiffeId, TrustDomain},
@@ -88,7 +88,7 @@ pub struct WorkloadExclude {
     pub cgroups: Option<Vec<Setting<CgroupPattern>>>,
 }
 
-/// One of `files` and `ca`.
+/// One of `files`, `ca` and `workloadApi`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Identity {
@@ -97,6 +97,8 @@ pub struct Identity {
     /// The authority that `sidecar ca init` made, on this machine: the sidecar signs its own certificates and renews
     /// them after two thirds of their life.
     pub ca: Option<IdentityCa>,
+    /// The SPIFFE Workload API, as SPIRE's agent serves it.
+    pub workload_api: Option<IdentityWorkloadApi>,
     /// Other trust domains whose workloads are believed.
     pub federation: Option<Vec<Federated>>,
     /// The lowest version of TLS between sidecars: `1.3` or `1.2`.
@@ -123,6 +125,13 @@ pub struct IdentityCa {
     pub id: Option<Setting<SpiffeId>>,
     /// How long a certificate is valid. Absent: 1h.
     pub lifetime: Option<Setting<Time<10_000, 31_536_000_000>>>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct IdentityWorkloadApi {
+    /// Where it is. Absent: what the environment variable SPIFFE_ENDPOINT_SOCKET says.
+    pub socket: Option<Setting<Socket>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -227,10 +236,21 @@ pub struct Service {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ServiceTls {
-    /// Required. `mesh`: mutual TLS with the endpoints' sidecars, Istio's ISTIO_MUTUAL; `disable`.
+    /// Required. `mesh`: mutual TLS with the endpoints' sidecars, Istio's ISTIO_MUTUAL; `simple`: TLS to servers
+    /// outside the mesh; `mutual`: the same with a client certificate; `disable`.
     pub mode: Setting<TlsMode>,
     /// Required for `mesh`: the SPIFFE ids that the endpoints may have.
     pub subject_alt_names: Option<Vec<Setting<SpiffeId>>>,
+    /// For `simple` and `mutual`: the server's name, said to it and expected in its certificate. Absent: the service's
+    /// first host, else the address.
+    pub sni: Option<Setting<Host>>,
+    /// For `simple` and `mutual`: a PEM file with the roots that may have signed the server's certificate. Absent: the
+    /// system's public roots. The files named here are read when they are needed, and again when they have changed.
+    pub ca_certificates: Option<Setting<FilePath>>,
+    /// Required for `mutual`: a PEM file with the client certificate.
+    pub client_certificate: Option<Setting<FilePath>>,
+    /// Required for `mutual`: a PEM file with its key, for nobody but the owner to read (mode 0600).
+    pub private_key: Option<Setting<FilePath>>,
 }
 
 /// How connections to a service are encrypted.
@@ -238,6 +258,8 @@ pub struct ServiceTls {
 pub enum TlsMode {
     Disable,
     Mesh,
+    Simple,
+    Mutual,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -421,7 +421,14 @@ fn nothing_asks_for_an_identity_that_is_not_configured() {
     );
     assert_errors(
         "identity: {}\n",
-        &["f:1:11: expected one of files, ca; found \"neither\""],
+        &["f:1:11: expected one of files, ca, workloadApi; found \"none\""],
+    );
+    assert_errors(
+        "services:\n  - name: a\n    tls: { mode: mutual, clientCertificate: /c }\n  - name: b\n    tls: { mode: simple, subjectAltNames: [spiffe://td/a] }\n",
+        &[
+            "f:3:10: expected clientCertificate and privateKey; found \"not both\"",
+            "f:5:10: expected sni, as servers outside the mesh are known by name; found \"subjectAltNames\"",
+        ],
     );
     let secured = parse("f", "identity: { ca: { directory: /ca } }").unwrap();
     assert_eq!(secured.inbound.mtls(80), Mtls::Permissive);
@@ -548,7 +555,9 @@ proptest! {
 }
 
 /// One place for each kind of value.
-const VALUES: [&str; 15] = [
+const VALUES: [&str; 17] = [
+    "identity: { workloadApi: { socket: $ } }",
+    "services: [{ name: a, tls: { mode: simple, sni: $ } }]",
     "identity: { ca: { directory: /ca, id: $ } }",
     "identity: { files: { certificate: /a, privateKey: /b, trustBundle: /c }, federation: [{ trustDomain: $ }] }",
     "services: [{ name: a, tls: { mode: mesh, subjectAltNames: [$] } }]",

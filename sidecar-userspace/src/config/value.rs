@@ -79,7 +79,7 @@ choice!(PathNormalization {
 choice!(FailRule { "closed" => Closed, "open" => Open });
 choice!(Mtls { "disable" => Disable, "permissive" => Permissive, "strict" => Strict });
 choice!(MinVersion { "1.3" => Tls13, "1.2" => Tls12 });
-choice!(TlsMode { "mesh" => Mesh, "disable" => Disable });
+choice!(TlsMode { "mesh" => Mesh, "simple" => Simple, "mutual" => Mutual, "disable" => Disable });
 choice!(AccessLogFormat { "json" => Json, "text" => Text, "none" => None });
 choice!(Protocol {
     "auto" => Auto, "tcp" => Tcp, "http" => Http, "http2" => Http2, "grpc" => Http2
@@ -337,6 +337,27 @@ impl Scalar for TrustDomain {
 
     fn schema() -> Schema {
         json_schema!({ "type": "string", "maxLength": 255, "pattern": "^[a-z0-9._-]+$" })
+    }
+}
+
+/// The socket of a Workload API.
+pub struct Socket;
+
+impl Scalar for Socket {
+    type Value = String;
+
+    fn expected() -> Expected {
+        "a Unix socket such as unix:///run/spire/agent.sock".into()
+    }
+
+    fn parse(text: &str) -> Result<String, Expected> {
+        let path = text.strip_prefix("unix:");
+        let good = path.is_some_and(|path| path.starts_with('/') && !path.contains('\0'));
+        good.then(|| text.to_owned()).ok_or_else(Self::expected)
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "pattern": "^unix:/" })
     }
 }
 

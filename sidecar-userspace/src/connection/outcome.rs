@@ -82,6 +82,7 @@ reasons! {
     TlsBadCertificate = "tls_bad_certificate", "UAEX", "the peer's certificate cannot be accepted";
     TlsWrongIdentity = "tls_wrong_identity", "UAEX", "the peer's certificate is not for the workload that was expected";
     TlsRefusedByPeer = "tls_refused_by_peer", "UF", "the peer refused the TLS connection";
+    TlsFiles = "tls_files", "UF", "the certificates that are configured for the destination cannot be used";
     TlsIdentityMissing = "tls_identity_missing", "UF", "the sidecar has no identity (yet)";
     // authorise
     DestinationRefused = "destination_refused", "UAEX", "no service claims the destination and outbound.unknown is registryOnly";

@@ -12,7 +12,10 @@ use super::{
     resolve::Resolver,
 };
 use crate::{
-    config::watch::SnapshotHandle, http::Pool, lifecycle::drain::DrainSignal, tls::mesh::MeshHandle,
+    config::watch::SnapshotHandle,
+    http::Pool,
+    lifecycle::drain::DrainSignal,
+    tls::{mesh::MeshHandle, origin::Origins},
 };
 
 /// One per worker thread, for the life of the proxy.
@@ -36,6 +39,8 @@ pub struct Worker {
     pub http: Pool,
     /// The identity in force; `None`: none is configured.
     pub mesh: Option<Arc<MeshHandle>>,
+    /// What connections to servers outside the mesh are encrypted with.
+    pub origins: Origins,
 }
 
 #[cfg(test)]
@@ -60,6 +65,7 @@ impl Worker {
             learned: Learned::default(),
             http: Pool::default(),
             mesh: None,
+            origins: Origins::default(),
         }
     }
 }

@@ -160,6 +160,8 @@ impl Ca {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
         params.distinguished_name = name("sidecar workload");
+        // Some of those who read SVIDs want it said.
+        params.is_ca = IsCa::ExplicitNoCa;
         params.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![

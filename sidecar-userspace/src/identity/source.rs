@@ -2,12 +2,14 @@
 
 mod ca;
 mod files;
+mod workload_api;
 
 use std::{path::PathBuf, sync::Arc};
 
 use super::{Bundles, Material, ca::CaError, material::MaterialError, pem};
 use crate::{
     config::watch::FileWatcher,
+    lifecycle::readiness::Token,
     model::{Federated, Identity, IdentitySource, Workload},
     telemetry::metrics::Metrics,
     tls::mesh::MeshHandle,
@@ -17,6 +19,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Source {
     _ca: Option<ca::Renewal>,
+    _stream: Option<workload_api::Stream>,
     _files: Option<FileWatcher>,
 }
 
@@ -30,6 +33,8 @@ pub enum SourceError {
     Id(#[from] super::SpiffeIdError),
     #[error("identity: {0}")]
     Tls(#[from] rustls::Error),
+    #[error("identity: the Workload API at {socket}: {why}")]
+    WorkloadApi { socket: String, why: String },
     #[error("identity: cannot start a thread: {0}")]
     Thread(std::io::Error),
 }
@@ -39,18 +44,34 @@ pub fn read(identity: &Identity, workload: &Workload) -> Result<Material, Source
     match &identity.source {
         IdentitySource::Files { .. } => Ok(files::read(identity)?),
         IdentitySource::Ca { .. } => ca::issue(identity, workload),
+        IdentitySource::WorkloadApi { socket } => workload_api::once(socket, &identity.federation),
     }
 }
 
 impl Source {
-    /// Puts the identity in force and keeps it so: the first time before it returns, so that nothing is served
-    /// without it.
+    /// Puts the identity in force and keeps it so: the first time before it returns, except where an agent has to
+    /// be waited for. `ready`: done when it is in force.
     pub fn start(
         identity: &Identity,
         workload: &Workload,
         handle: &Arc<MeshHandle>,
         metrics: &Arc<Metrics>,
+        ready: Token,
     ) -> Result<Self, SourceError> {
+        let renew = Arc::new(Renew {
+            identity: identity.clone(),
+            workload: workload.clone(),
+            handle: handle.clone(),
+            metrics: metrics.clone(),
+        });
+        if let IdentitySource::WorkloadApi { socket } = &identity.source {
+            let stream = workload_api::Stream::start(renew, socket.clone(), ready);
+            return Ok(Self {
+                _ca: None,
+                _stream: Some(stream.map_err(SourceError::Thread)?),
+                _files: None,
+            });
+        }
         let material = read(identity, workload)?;
         tracing::info!(
             id = %material.svid.id,
@@ -59,13 +80,7 @@ impl Source {
         );
         let life = ca::Life::of(&material);
         handle.replace(material)?;
-        let renew = Renew {
-            identity: identity.clone(),
-            workload: workload.clone(),
-            handle: handle.clone(),
-            metrics: metrics.clone(),
-        };
-        let renew = Arc::new(renew);
+        ready.done();
         let on_change = renew.clone();
         let files = FileWatcher::watch("identity-watch", watched(identity), move || {
             let _ = on_change.now();
@@ -77,6 +92,7 @@ impl Source {
         let ca = by_time.then(|| ca::Renewal::start(renew, life)).transpose();
         Ok(Self {
             _ca: ca.map_err(SourceError::Thread)?,
+            _stream: None,
             _files: files.ok(),
         })
     }
@@ -93,7 +109,11 @@ struct Renew {
 
 impl Renew {
     fn now(&self) -> Option<ca::Life> {
-        let renewed = read(&self.identity, &self.workload).and_then(|material| {
+        self.put(read(&self.identity, &self.workload))
+    }
+
+    fn put(&self, material: Result<Material, SourceError>) -> Option<ca::Life> {
+        let renewed = material.and_then(|material| {
             let life = ca::Life::of(&material);
             let (id, serial) = (material.svid.id.clone(), material.svid.facts.serial.clone());
             self.handle.replace(material)?;
@@ -128,6 +148,7 @@ fn watched(identity: &Identity) -> Vec<PathBuf> {
             directory.join(super::ca::CERTIFICATE),
             directory.join(super::ca::KEY),
         ],
+        IdentitySource::WorkloadApi { .. } => Vec::new(),
     };
     let federated = identity.federation.iter();
     all.extend(federated.map(|domain| domain.trust_bundle.clone()));

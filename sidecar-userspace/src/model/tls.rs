@@ -33,6 +33,8 @@ pub enum IdentitySource {
         id: Option<SpiffeId>,
         lifetime: Duration,
     },
+    /// The SPIFFE Workload API; `socket` is a URI such as `unix:/run/spire/agent.sock`.
+    WorkloadApi { socket: String },
 }
 
 /// Another trust domain whose workloads are believed.
@@ -58,4 +60,17 @@ pub enum Mtls {
 pub enum ServiceTls {
     /// Mutual TLS between sidecars; the endpoint must be one of these.
     Mesh { identities: Vec<SpiffeId> },
+    /// TLS to servers outside the mesh, verified by name.
+    Origin(Origin),
+}
+
+/// How a server outside the mesh is verified, and who calls it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// The server's name, said and verified; `None`: the service's first host, else the address.
+    pub sni: Option<String>,
+    /// A file of roots; `None`: the system's public ones.
+    pub roots: Option<PathBuf>,
+    /// Files of a client certificate and its key.
+    pub client: Option<(PathBuf, PathBuf)>,
 }

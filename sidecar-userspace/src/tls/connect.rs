@@ -19,7 +19,7 @@ use crate::{
         ConnectionContext, Reason, Stream, Transport,
         connect::{ConnectError, Opened},
     },
-    model::{Service, ServiceTls},
+    model::{Origin, Service, ServiceTls},
 };
 
 /// Whom the handshake is with.
@@ -69,22 +69,31 @@ async fn shake_hands(
         address,
         detail: Some(detail),
     };
-    let ServiceTls::Mesh { identities } = peer.tls;
-    let mesh = context.worker.mesh.as_ref().and_then(|mesh| mesh.load());
-    let mesh = mesh.ok_or(ConnectError {
-        address,
-        ..Reason::TlsIdentityMissing.into()
-    })?;
-    let config = mesh
-        .client(identities, carried)
-        .map_err(|error| bad(failure::of_rustls(&error), error.to_string()))?;
+    let config = match peer.tls {
+        ServiceTls::Mesh { identities } => {
+            let mesh = context.worker.mesh.as_ref().and_then(|mesh| mesh.load());
+            let mesh = mesh.ok_or(ConnectError {
+                address,
+                ..Reason::TlsIdentityMissing.into()
+            })?;
+            mesh.client(identities, carried)
+                .map_err(|error| bad(failure::of_rustls(&error), error.to_string()))?
+        }
+        ServiceTls::Origin(origin) => {
+            let origins = &context.worker.origins;
+            origins
+                .client(origin, carried)
+                .map_err(|error| bad(Reason::TlsFiles, error.to_string()))?
+        }
+    };
+    let in_mesh = matches!(peer.tls, ServiceTls::Mesh { .. });
     let bounded = |connection: &mut rustls::ClientConnection| {
         connection.set_buffer_limit(Some(WRITE_BUFFER_BYTES));
     };
     let mut handshake =
         TlsConnector::from(config).connect_with(peer.name(), Stream::new(tcp), bounded);
     match timeout(left, &mut handshake).await {
-        Ok(Ok(stream)) => match facts(&stream) {
+        Ok(Ok(stream)) => match facts(&stream, in_mesh) {
             Ok(secured) => Ok((TlsStream::new(stream.into()), secured)),
             Err(error) => Err(bad(failure::of_rustls(&error), error.to_string())),
         },
@@ -103,20 +112,28 @@ async fn shake_hands(
     }
 }
 
-fn facts(stream: &client::TlsStream<Stream>) -> Result<Secured, rustls::Error> {
+fn facts(stream: &client::TlsStream<Stream>, in_mesh: bool) -> Result<Secured, rustls::Error> {
     let connection = stream.get_ref().1;
     let resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
     Ok(Secured {
         version: version_name(connection.protocol_version()),
-        peer: Some(verify::peer(connection.peer_certificates(), resumed)?),
+        peer: match in_mesh {
+            true => Some(verify::peer(connection.peer_certificates(), resumed)?),
+            false => None,
+        },
         resumed,
         carried: connection.alpn_protocol().and_then(Carried::of_alpn),
     })
 }
 
 impl Peer<'_> {
-    /// What is said as SNI, and what sessions are remembered by: the service's first host, else the address.
+    /// What is said as SNI and, outside the mesh, expected in the server's certificate; also what sessions are remembered by: the service's first host, else the address.
     fn name(&self) -> ServerName<'static> {
+        if let ServiceTls::Origin(Origin { sni: Some(sni), .. }) = self.tls
+            && let Ok(name) = ServerName::try_from(sni.clone())
+        {
+            return name;
+        }
         let hosts = self.service.map(|service| service.hosts.as_slice());
         let host = hosts.and_then(|hosts| hosts.first());
         host.and_then(|host| ServerName::try_from(host.clone()).ok())

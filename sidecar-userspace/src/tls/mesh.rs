@@ -21,7 +21,7 @@ use super::{
 use crate::identity::{Material, SpiffeId};
 
 /// Sessions that a worker's connections to one kind of peer may take up again.
-const SESSIONS: usize = 256;
+pub(super) const SESSIONS: usize = 256;
 
 /// Kinds of peers that are remembered before all are forgotten: bounds memory where services come and go.
 const MAX_CLIENTS: usize = 1024;

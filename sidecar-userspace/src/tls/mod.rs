@@ -1,9 +1,10 @@
-//! TLS: mutual between sidecars.
+//! TLS: mutual between sidecars, and to servers outside the mesh.
 //!
 //! # Layout
 //!
 //! - [`mesh`], what connections of the mesh are made with; replaced as a whole when the identity is renewed
 //! - [`verify`], whether a peer's certificate is believed, and for which workload
+//! - [`origin`], the same for servers outside the mesh
 //! - [`hello`], TLS and plaintext told apart by a client's first bytes
 //! - [`accept`] and [`connect`], the handshakes; [`failure`], why they fail
 //! - [`stream`], the encrypted stream
@@ -13,6 +14,7 @@ pub mod connect;
 pub mod failure;
 pub mod hello;
 pub mod mesh;
+pub mod origin;
 pub mod stream;
 pub mod verify;
 

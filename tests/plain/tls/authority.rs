@@ -59,6 +59,7 @@ impl Says {
         params.not_before = self.from.into();
         params.not_after = self.until.into();
         params.distinguished_name = name("workload");
+        params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
@@ -91,6 +92,11 @@ impl Authority {
             certificate_pem: certificate.pem(),
             key,
         }
+    }
+
+    /// Signs what it gets; PEM.
+    pub fn sign_params(&self, params: CertificateParams, key: &KeyPair) -> String {
+        params.signed_by(key, &self.issuer).unwrap().pem()
     }
 
     /// An identity that believes in `roots`.

@@ -2,8 +2,10 @@
 
 mod authority;
 mod clients;
+mod origin;
 mod pair;
 mod programs;
 mod relay;
 mod rotation;
 mod strangers;
+mod workload_api;

@@ -16,6 +16,7 @@ use sidecar_userspace::{
         ca::{self, Ca},
         source::Source,
     },
+    lifecycle::readiness::Readiness,
     model::{Identity, IdentitySource, Workload},
     telemetry::metrics::Metrics,
     tls::{MinVersion, mesh::MeshHandle},
@@ -159,7 +160,9 @@ fn files_are_watched_and_a_bad_one_changes_nothing() {
     };
     let handle = MeshHandle::new(MinVersion::Tls13);
     let metrics = Arc::new(Metrics::new().unwrap());
-    let start = || Source::start(&identity, &Workload::default(), &handle, &metrics);
+    let readiness = Readiness::default();
+    let ready = || readiness.token("identity");
+    let start = || Source::start(&identity, &Workload::default(), &handle, &metrics, ready());
     let chmod = |mode| {
         use std::os::unix::fs::PermissionsExt;
         std::fs::set_permissions(&private_key, PermissionsExt::from_mode(mode)).unwrap();
@@ -211,7 +214,8 @@ fn the_embedded_authority_renews_in_time() {
     };
     let handle = MeshHandle::new(MinVersion::Tls13);
     let metrics = Arc::new(Metrics::new().unwrap());
-    let source = Source::start(&identity, &workload, &handle, &metrics).unwrap();
+    let ready = Readiness::default().token("identity");
+    let source = Source::start(&identity, &workload, &handle, &metrics, ready).unwrap();
     let svid = || handle.load().unwrap().material.svid.clone();
     assert_eq!(svid().id.as_str(), "spiffe://td/ns/prod/sa/shop");
     let (first, start) = (svid().facts.serial, Instant::now());

@@ -7,9 +7,10 @@ use crate::{
     config::{
         error::Mark,
         file,
-        scalar::{Marked, Setting},
+        scalar::{Marked, Scalar, Setting},
+        value::Socket,
     },
-    model::{Federated, Identity, IdentitySource, Mtls, ServiceTls},
+    model::{Federated, Identity, IdentitySource, Mtls, Origin, ServiceTls},
     tls::MinVersion,
 };
 
@@ -45,15 +46,16 @@ pub(super) fn compile(
     }
     let mut min_version = MinVersion::Tls13;
     report.set(&mut min_version, file.min_tls_version);
-    let source = match (file.files, file.ca) {
-        (Some(files), None) => files_source(report, files),
-        (None, Some(ca)) => ca_source(report, ca),
-        (None, None) => {
-            report.expected(mark, "one of files, ca", "neither");
+    let source = match (file.files, file.ca, file.workload_api) {
+        (Some(files), None, None) => files_source(report, files),
+        (None, Some(ca), None) => ca_source(report, ca),
+        (None, None, Some(api)) => workload_api(report, mark, api),
+        (None, None, None) => {
+            report.expected(mark, "one of files, ca, workloadApi", "none");
             None
         }
-        (Some(_), Some(_)) => {
-            report.expected(mark, "one of files, ca", "both");
+        _ => {
+            report.expected(mark, "one of files, ca, workloadApi", "several");
             None
         }
     };
@@ -85,6 +87,30 @@ fn ca_source(report: &mut Report, ca: file::IdentityCa) -> Option<IdentitySource
         id,
         lifetime,
     })
+}
+
+fn workload_api(
+    report: &mut Report,
+    mark: Mark,
+    file: file::IdentityWorkloadApi,
+) -> Option<IdentitySource> {
+    let socket = match file.socket {
+        Some(socket) => report.value(socket)?,
+        None => match std::env::var("SPIFFE_ENDPOINT_SOCKET") {
+            Ok(socket) => Socket::parse(&socket)
+                .inspect_err(|expected| {
+                    let expected = format!("{expected} in SPIFFE_ENDPOINT_SOCKET");
+                    report.expected(mark, expected, &socket);
+                })
+                .ok()?,
+            Err(_) => {
+                let expected = "workloadApi.socket, or SPIFFE_ENDPOINT_SOCKET in the environment";
+                report.expected(mark, expected, "neither");
+                return None;
+            }
+        },
+    };
+    Some(IdentitySource::WorkloadApi { socket })
 }
 
 /// What inbound ports say of mutual TLS, beside what holds for the others.
@@ -128,7 +154,40 @@ pub(super) fn service(
     let Marked { mark, value: file } = file?;
     let mode = report.value(file.mode)?;
     let identities = report.values(file.subject_alt_names);
+    let mut origin = Origin {
+        sni: file.sni.and_then(|sni| report.value(sni)),
+        roots: file.ca_certificates.and_then(|roots| report.value(roots)),
+        client: None,
+    };
+    let certificate = file.client_certificate.and_then(|path| report.value(path));
+    let key = file.private_key.and_then(|path| report.value(path));
+    let has_client = certificate.is_some() || key.is_some();
+    let mesh = matches!(mode, file::TlsMode::Mesh | file::TlsMode::Disable);
+    if mode == file::TlsMode::Mesh && (has_client || origin != Origin::default()) {
+        let expected = "subjectAltNames alone, as the mesh has its own certificates and roots";
+        report.expected(mark, expected, "settings of simple and mutual");
+    }
+    if !mesh && !identities.is_empty() {
+        report.expected(
+            mark,
+            "sni, as servers outside the mesh are known by name",
+            "subjectAltNames",
+        );
+    }
     match mode {
+        file::TlsMode::Simple => {
+            if has_client {
+                report.expected(mark, "the mode mutual, with a client certificate", "simple");
+            }
+            Some(Arc::new(ServiceTls::Origin(origin)))
+        }
+        file::TlsMode::Mutual => {
+            origin.client = certificate.zip(key);
+            if origin.client.is_none() {
+                report.expected(mark, "clientCertificate and privateKey", "not both");
+            }
+            Some(Arc::new(ServiceTls::Origin(origin)))
+        }
         file::TlsMode::Disable => None,
         file::TlsMode::Mesh => {
             needs_identity(report, mark, has_identity);

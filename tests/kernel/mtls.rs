@@ -1,0 +1,113 @@
+//! Mutual TLS through real steering: what is on the link between two workloads is not what their programs say.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use sidecar_tests::world::{
+    Finished, Running, Settings, Workload, World,
+    programs::{packaged, sidecar},
+    wait,
+};
+
+use crate::peers;
+
+/// Seconds are plenty for what runs at once.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Two workloads with identities of one authority; `b` takes mutual TLS only.
+fn pods(world: &World) -> Result<(Workload<'_>, Workload<'_>)> {
+    let (mut a, mut b) = (world.workload("a")?, world.workload("b")?);
+    let directory = world.directory().join("ca");
+    let path = directory.to_str().context("a path")?;
+    let init = ["ca", "init", "--trust-domain", "td", "--directory", path];
+    a.run("ca", sidecar()?, &init)?;
+    let settings = Settings::default()
+        .set("identity.ca.directory", path)
+        .without_redirect();
+    let tls = json!({"mode": "mesh", "subjectAltNames": ["spiffe://td/ns/default/sa/b"]});
+    let address = b.v4(0).ip().to_string();
+    let service = json!({
+        "name": "b", "tls": tls, "addresses": [address],
+        "ports": [{"port": 8080}, {"port": 5432}], "endpoints": [{"address": address}],
+    });
+    a.start_sidecar(&settings.clone().push("services", service))?;
+    b.start_sidecar(&settings.set("inbound.mtls", "strict"))?;
+    Ok((a, b))
+}
+
+/// tcpdump of what comes to and from `workload`, with the bytes of the packets as text.
+fn tcpdump(workload: &Workload<'_>, ports: &str) -> Result<Running> {
+    let tcpdump = workload.start_in(
+        workload.cgroup(),
+        "tcpdump",
+        packaged("tcpdump", "tcpdump")?,
+        &["-l", "-n", "-A", "-s", "0", "-i", "eth0", ports],
+    )?;
+    wait::until_true("tcpdump to listen", LIMIT, || {
+        Ok(tcpdump.stderr()?.contains("listening on"))
+    })?;
+    Ok(tcpdump)
+}
+
+/// What tcpdump saw, once it has seen `what`.
+fn captured(tcpdump: Running, what: &str) -> Result<String> {
+    wait::until_true(&format!("{what:?} on the link"), LIMIT, || {
+        Ok(tcpdump.stdout()?.contains(what))
+    })?;
+    let seen = tcpdump.stdout()?;
+    tcpdump.stop(Duration::from_secs(5))?;
+    Ok(seen)
+}
+
+#[test]
+fn the_link_carries_tls_and_not_the_payload() {
+    World::play(|world| {
+        let (a, b) = pods(world)?;
+        let directory = tempfile::tempdir()?;
+        fs::write(directory.path().join("page"), "a-secret-of-the-page")?;
+        let nginx = peers::nginx(&b, b.v4(8080), directory.path(), "")?;
+        let dump = tcpdump(&b, "tcp port 8080")?;
+        let url = format!("http://{}/page", b.v4(8080));
+        let fetched = peers::curl(&a, &["-H", "x-note: a-secret-of-the-request", &url])?.success()?;
+        ensure!(fetched.stdout == "a-secret-of-the-page", "{fetched:?}");
+        // The ClientHello, which is not encrypted, says that it is the mesh's.
+        let seen = captured(dump, "sidecar")?;
+        ensure!(!seen.contains("a-secret"), "the payload is on the link:\n{seen}");
+        ensure!(!seen.contains("HTTP/1.1"), "plaintext is on the link:\n{seen}");
+        let handshakes = |workload: &Workload<'_>| -> Result<f64> {
+            let good = ["result=\"ok\"", "version=\"TLSv1.3\""];
+            Ok(workload.metrics()?.sum("sidecar_tls_handshakes_total", &good))
+        };
+        ensure!(handshakes(&a)? >= 1.0 && handshakes(&b)? >= 1.0);
+        // The application sees its client's address still.
+        let line = format!("{} {} 8080 200 /page", a.v4(0).ip(), b.v4(0).ip());
+        wait::until_true("the request in nginx's log", LIMIT, || {
+            Ok(nginx.stdout()?.lines().any(|logged| logged == line))
+        })?;
+        nginx.stop(Duration::from_secs(5))?;
+        Ok(())
+    });
+}
+
+#[test]
+fn whoever_has_no_identity_does_not_get_in() {
+    World::play(|world| {
+        let (_a, b) = pods(world)?;
+        let stranger = world.workload("c")?;
+        let directory = tempfile::tempdir()?;
+        fs::write(directory.path().join("page"), "a-secret-of-the-page")?;
+        let nginx = peers::nginx(&b, b.v4(8080), directory.path(), "")?;
+        let url = format!("http://{}/page", b.v4(8080));
+        let refused: Finished = peers::curl(&stranger, &[&url])?;
+        ensure!(refused.success().is_err(), "plaintext was served");
+        let counted = b.metrics()?.sum(
+            "sidecar_tls_handshakes_total",
+            &["result=\"tls_plaintext_refused\""],
+        );
+        ensure!(counted == 1.0, "{counted} refusals");
+        ensure!(!nginx.stdout()?.contains("/page"), "the application was called");
+        nginx.stop(Duration::from_secs(5))?;
+        Ok(())
+    });
+}
