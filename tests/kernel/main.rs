@@ -8,6 +8,7 @@ mod integrity;
 mod isolation;
 mod lifecycle;
 mod liveness;
+mod mtls;
 mod origin;
 mod peers;
 mod protocols;

@@ -1,6 +1,6 @@
 //! Mutual TLS through real steering: what is on the link between two workloads is not what their programs say.
 
-use std::{fs, time::Duration};
+use std::{fs, io::Write, net::TcpStream, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -69,15 +69,33 @@ fn the_link_carries_tls_and_not_the_payload() {
         let nginx = peers::nginx(&b, b.v4(8080), directory.path(), "")?;
         let dump = tcpdump(&b, "tcp port 8080")?;
         let url = format!("http://{}/page", b.v4(8080));
-        let fetched = peers::curl(&a, &["-H", "x-note: a-secret-of-the-request", &url])?.success()?;
+        let fetched =
+            peers::curl(&a, &["-H", "x-note: a-secret-of-the-request", &url])?.success()?;
         ensure!(fetched.stdout == "a-secret-of-the-page", "{fetched:?}");
+        // Plaintext from where no sidecar steers: what tcpdump shows of it, it would show of the others, and they came first.
+        let marked = a.namespace().enter(|| -> std::io::Result<()> {
+            TcpStream::connect(b.v4(8080))?.write_all(b"the-end-of-the-capture")
+        })?;
+        marked.context("marking the end")?;
+        let seen = captured(dump, "the-end-of-the-capture")?;
         // The ClientHello, which is not encrypted, says that it is the mesh's.
-        let seen = captured(dump, "sidecar")?;
-        ensure!(!seen.contains("a-secret"), "the payload is on the link:\n{seen}");
-        ensure!(!seen.contains("HTTP/1.1"), "plaintext is on the link:\n{seen}");
+        ensure!(
+            seen.contains("sidecar"),
+            "no ClientHello of the mesh:\n{seen}"
+        );
+        ensure!(
+            !seen.contains("a-secret"),
+            "the payload is on the link:\n{seen}"
+        );
+        ensure!(
+            !seen.contains("HTTP/1.1"),
+            "plaintext is on the link:\n{seen}"
+        );
         let handshakes = |workload: &Workload<'_>| -> Result<f64> {
             let good = ["result=\"ok\"", "version=\"TLSv1.3\""];
-            Ok(workload.metrics()?.sum("sidecar_tls_handshakes_total", &good))
+            Ok(workload
+                .metrics()?
+                .sum("sidecar_tls_handshakes_total", &good))
         };
         ensure!(handshakes(&a)? >= 1.0 && handshakes(&b)? >= 1.0);
         // The application sees its client's address still.
@@ -106,7 +124,10 @@ fn whoever_has_no_identity_does_not_get_in() {
             &["result=\"tls_plaintext_refused\""],
         );
         ensure!(counted == 1.0, "{counted} refusals");
-        ensure!(!nginx.stdout()?.contains("/page"), "the application was called");
+        ensure!(
+            !nginx.stdout()?.contains("/page"),
+            "the application was called"
+        );
         nginx.stop(Duration::from_secs(5))?;
         Ok(())
     });
