@@ -216,3 +216,29 @@ fn tls_12_is_spoken_where_it_is_configured() {
     );
     assert_eq!(world.finish_with_one()["reason"], "tls_version");
 }
+
+#[test]
+fn the_admin_endpoint_shows_certificates_and_no_key() {
+    let world = sidecar(&Authority::new(), Mtls::Strict, web());
+    let ask = |path: &str| {
+        let url = format!("http://{}{path}", world.handle.ports().admin);
+        text(&curl(&[], &url).stdout)
+    };
+    let said = ask("/certs");
+    let certs: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let own = &certs["certificates"][0];
+    assert_eq!(own["trust_domain"], "td");
+    let leaf = &own["cert_chain"][0];
+    assert_eq!(leaf["subject_alt_names"][0]["uri"], SERVER);
+    assert_eq!(leaf["days_until_expiration"], "0");
+    assert_eq!(own["ca_cert"].as_array().map(Vec::len), Some(1));
+    for path in ["/certs", "/config_dump", "/stats"] {
+        assert!(!ask(path).contains("PRIVATE"), "{path}");
+    }
+    let gauge = "sidecar_certificate_expiry_timestamp_seconds{kind=\"leaf\",trust_domain=\"td\"} ";
+    let stats = ask("/stats");
+    let line = stats.lines().find_map(|line| line.strip_prefix(gauge));
+    let expiry: f64 = line.expect("the leaf's expiry").parse().unwrap();
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+    assert!((3000.0..3700.0).contains(&(expiry - now)), "{expiry}");
+}
