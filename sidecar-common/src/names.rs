@@ -8,6 +8,8 @@ pub const CGROUPS: &str = "CGROUPS";
 pub const PORTS: &str = "PORTS";
 /// Rules by workload and destination prefix.
 pub const CIDRS: &str = "CIDRS";
+/// Denied destinations by workload, port and prefix.
+pub const DENIALS: &str = "DENIALS";
 /// Ports on which workloads listen.
 pub const LISTENING: &str = "LISTENING";
 /// The proxies' inbound listeners, by workload index; IPv4 at `2i`, IPv6 at `2i + 1`.
@@ -28,9 +30,9 @@ pub const COUNTERS: &str = "COUNTERS";
 pub const EVENTS: &str = "EVENTS";
 
 /// Maps that every sidecar on the node shares, pinned by name.
-pub const SHARED_MAPS: [&str; 12] = [
-    WORKLOADS, CGROUPS, PORTS, CIDRS, LISTENING, LISTENERS, SOCKETS, PENDING, FLOWS, DIRECTIONS,
-    PROFILES, COUNTERS,
+pub const SHARED_MAPS: [&str; 13] = [
+    WORKLOADS, CGROUPS, PORTS, CIDRS, DENIALS, LISTENING, LISTENERS, SOCKETS, PENDING, FLOWS,
+    DIRECTIONS, PROFILES, COUNTERS,
 ];
 
 pub const ACCEPT_CONNECT4: &str = "accept_connect4";

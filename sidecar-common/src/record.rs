@@ -52,9 +52,11 @@ pub enum Counter {
     TcpBytes,
     /// splice() seen reading a socket.
     Splice,
+    /// Outbound connection refused: its destination is denied.
+    Denied,
 }
 
-pub const COUNTERS: usize = 23;
+pub const COUNTERS: usize = 24;
 
 impl Counter {
     pub const ALL: [Self; COUNTERS] = [
@@ -81,6 +83,7 @@ impl Counter {
         Self::RedirectedBytes,
         Self::TcpBytes,
         Self::Splice,
+        Self::Denied,
     ];
 
     /// Name in metrics and in `inspect`.
@@ -109,6 +112,7 @@ impl Counter {
             Self::RedirectedBytes => "redirect",
             Self::TcpBytes => "tcp",
             Self::Splice => "splice",
+            Self::Denied => "denied",
         }
     }
 
@@ -141,7 +145,7 @@ pub struct Event {
     pub kind: u32,
     pub workload: u32,
     pub pid: u32,
-    /// The descriptor that `splice` reads.
+    /// The descriptor that `splice` reads; of a denial, the rule, as the map's value has it.
     pub fd: i32,
     /// Of the connection, where the kind has one.
     pub address: Address,
@@ -154,6 +158,9 @@ pub const EVENT_INBOUND_REFUSED: u32 = 1;
 pub const EVENT_UNPAIRED: u32 = 2;
 /// A process reads a socket with splice.
 pub const EVENT_SPLICE: u32 = 3;
+
+/// Outbound connection refused. `address`: what the application asked for.
+pub const EVENT_EGRESS_DENIED: u32 = 4;
 
 const _: () = assert!(size_of::<Event>() == 40);
 

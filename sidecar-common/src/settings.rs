@@ -84,6 +84,17 @@ pub struct CidrTarget {
 
 pub const CIDR_EXCLUDE: u32 = 1;
 
+/// What a denied destination is matched by: prefix length = 64 + bits of the v6 form. The value is the position of the
+/// rule plus one, or 0 for what a shorter prefix does not mean.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DenyTarget {
+    pub workload: u32,
+    /// Host order; 0: every port.
+    pub port: u32,
+    pub ip: Ip,
+}
+
 /// A port on which a socket listens in a network namespace, on behalf of a workload.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -127,7 +138,10 @@ pub struct Tunables {
 }
 
 const _: () = assert!(
-    size_of::<Workload>() == 32 && size_of::<CidrTarget>() == 20 && size_of::<PortKey>() == 8
+    size_of::<DenyTarget>() == 24
+        && size_of::<Workload>() == 32
+        && size_of::<CidrTarget>() == 20
+        && size_of::<PortKey>() == 8
 );
 const _: () = assert!(
     size_of::<ListeningKey>() == 16 && size_of::<Tunables>() == 56 && size_of::<Cgroup>() == 8
@@ -143,6 +157,8 @@ mod user {
     unsafe impl aya::Pod for super::PortKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::CidrTarget {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::DenyTarget {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::ListeningKey {}
     // SAFETY: as above.

@@ -12,18 +12,22 @@ use sidecar_common::{
     address::{Address, Ip},
     flow::FlowKey,
     origin::{Pending, SocketState},
-    record::{Counter, EVENT_INBOUND_REFUSED},
-    settings::{CidrTarget, INBOUND, ListeningKey, OUTBOUND, PortKey, ROLE_PROXY, Workload},
+    record::{Counter, EVENT_EGRESS_DENIED, EVENT_INBOUND_REFUSED},
+    settings::{
+        CidrTarget, DenyTarget, INBOUND, ListeningKey, OUTBOUND, PortKey, ROLE_PROXY, Workload,
+    },
 };
 use sidecar_ebpf::decide::{self, Connect};
 
 use crate::{
     context::{AF_INET, AF_INET6, UserAddress, created, octets, packet},
-    maps::{CIDRS, LISTENERS, LISTENING, PENDING, PORTS, SOCKETS, WORKLOADS},
+    maps::{CIDRS, DENIALS, LISTENERS, LISTENING, PENDING, PORTS, SOCKETS, WORKLOADS},
     record::{count, event, member_of_current},
 };
 
 const ALLOW: i32 = 1;
+/// `connect` fails with EPERM.
+const DENY: i32 = 0;
 const SK_DROP: u32 = 0;
 const SK_PASS: u32 = 1;
 
@@ -33,6 +37,15 @@ const MPTCP: u32 = 262;
 
 /// Longest prefix: 32 bits of workload and 128 of address.
 const WHOLE_TARGET: u32 = 160;
+/// And 32 bits of port.
+const WHOLE_DENIAL: u32 = 192;
+
+/// What becomes of a connection that is not left alone.
+enum Verdict {
+    /// To the proxy's port.
+    Steer(u16),
+    Deny,
+}
 
 /// Whose inbound connections this instance of `accept_lookup` steers: sk_lookup programs know no cgroup.
 #[unsafe(no_mangle)]
@@ -84,29 +97,37 @@ fn newborn(protocol: u32) -> Option<SocketState> {
 
 #[cgroup_sock_addr(connect4)]
 pub fn accept_connect4(ctx: SockAddrContext) -> i32 {
-    if let Some(port) = try_connect(&ctx, ctx.address4()) {
-        ctx.set_address4(Address::new(Ip::from_v4(0x7f00_0001_u32.to_be()), port));
+    match try_connect(&ctx, ctx.address4()) {
+        Some(Verdict::Deny) => DENY,
+        Some(Verdict::Steer(port)) => {
+            ctx.set_address4(Address::new(Ip::from_v4(0x7f00_0001_u32.to_be()), port));
+            ALLOW
+        }
+        None => ALLOW,
     }
-    ALLOW
 }
 
 #[cgroup_sock_addr(connect6)]
 pub fn accept_connect6(ctx: SockAddrContext) -> i32 {
     let destination = ctx.address6();
-    if let Some(port) = try_connect(&ctx, destination) {
-        let loopback = if destination.ip.is_v4() {
-            Ip::from_v4(0x7f00_0001_u32.to_be())
-        } else {
-            Ip([0, 0, 0, 1_u32.to_be()])
-        };
-        ctx.set_address6(Address::new(loopback, port));
+    match try_connect(&ctx, destination) {
+        Some(Verdict::Deny) => DENY,
+        Some(Verdict::Steer(port)) => {
+            let loopback = if destination.ip.is_v4() {
+                Ip::from_v4(0x7f00_0001_u32.to_be())
+            } else {
+                Ip([0, 0, 0, 1_u32.to_be()])
+            };
+            ctx.set_address6(Address::new(loopback, port));
+            ALLOW
+        }
+        None => ALLOW,
     }
-    ALLOW
 }
 
-/// The proxy's port if the connection is to be steered.
+/// What to do with the connection, if it is not to be left alone.
 #[inline(always)]
-fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<u16> {
+fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
     let (kind, protocol) = ctx.kind();
     if kind != SOCK_STREAM || (protocol != TCP && protocol != MPTCP) {
         return None;
@@ -141,9 +162,11 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<u16> {
         },
     );
     let cidr = CIDRS.get(&target).is_some();
+    let rule = denied_by(id, destination);
     match decide::connect(
         workload,
         destination.ip,
+        rule != 0,
         cidr,
         port_rule(id, OUTBOUND, destination.port),
     ) {
@@ -159,7 +182,12 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<u16> {
                 octets(destination.ip),
                 destination.port
             );
-            Some(workload.outbound_port)
+            Some(Verdict::Steer(workload.outbound_port))
+        }
+        Connect::Deny => {
+            count(id, Counter::Denied, 1);
+            event(EVENT_EGRESS_DENIED, id, rule as i32, destination);
+            Some(Verdict::Deny)
         }
         Connect::Leave(why) => {
             count(id, why, 1);
@@ -173,6 +201,22 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<u16> {
             None
         }
         Connect::Ignore => None,
+    }
+}
+
+/// The rule that denies the destination to the workload, or 0.
+#[inline(always)]
+fn denied_by(workload: u32, destination: Address) -> u32 {
+    let rule = |port: u32| {
+        let ip = destination.ip;
+        let target = DenyTarget { workload, port, ip };
+        DENIALS
+            .get(&Key::new(WHOLE_DENIAL, target))
+            .map_or(0, |rule| *rule)
+    };
+    match rule(destination.port as u32) {
+        0 => rule(0),
+        rule => rule,
     }
 }
 

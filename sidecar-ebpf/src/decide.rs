@@ -14,19 +14,30 @@ use sidecar_common::{
 pub enum Connect {
     /// Rewrite to the proxy.
     Steer,
+    /// Refuse with EPERM.
+    Deny,
     /// Leave alone, and count why.
     Leave(Counter),
     /// Leave alone: not ours.
     Ignore,
 }
 
-/// `cidr`, `port`: whether a rule excludes the destination's address or port.
+/// `denied`: whether a rule denies the destination. What stays on the machine's loopback leaves nothing: it is not asked
+/// for. `cidr`, `port`: whether a rule excludes the destination's address or port.
 #[inline(always)]
-pub fn connect(workload: &Workload, destination: Ip, cidr: bool, port: u32) -> Connect {
+pub fn connect(
+    workload: &Workload,
+    destination: Ip,
+    denied: bool,
+    cidr: bool,
+    port: u32,
+) -> Connect {
     if workload.flags & WORKLOAD_ENROLLED == 0 || workload.outbound_port == 0 {
         Connect::Ignore
     } else if destination.is_loopback() || destination.is_unspecified() {
         Connect::Leave(Counter::Loopback)
+    } else if denied {
+        Connect::Deny
     } else if cidr || port & PORT_EXCLUDE != 0 {
         Connect::Leave(Counter::Excluded)
     } else {
@@ -172,25 +183,40 @@ mod tests {
 
     #[test]
     fn connects() {
-        assert_eq!(connect(&workload(), ELSEWHERE, false, 0), Connect::Steer);
         assert_eq!(
-            connect(&workload(), LOOPBACK, false, 0),
+            connect(&workload(), ELSEWHERE, false, false, 0),
+            Connect::Steer
+        );
+        assert_eq!(
+            connect(&workload(), ELSEWHERE, true, true, PORT_EXCLUDE),
+            Connect::Deny
+        );
+        assert_eq!(
+            connect(&Workload::default(), ELSEWHERE, true, false, 0),
+            Connect::Ignore
+        );
+        assert_eq!(
+            connect(&workload(), LOOPBACK, true, false, 0),
             Connect::Leave(Counter::Loopback)
         );
         assert_eq!(
-            connect(&workload(), Ip::default(), false, 0),
+            connect(&workload(), LOOPBACK, false, false, 0),
             Connect::Leave(Counter::Loopback)
         );
         assert_eq!(
-            connect(&workload(), ELSEWHERE, true, 0),
+            connect(&workload(), Ip::default(), false, false, 0),
+            Connect::Leave(Counter::Loopback)
+        );
+        assert_eq!(
+            connect(&workload(), ELSEWHERE, false, true, 0),
             Connect::Leave(Counter::Excluded)
         );
         assert_eq!(
-            connect(&workload(), ELSEWHERE, false, PORT_EXCLUDE),
+            connect(&workload(), ELSEWHERE, false, false, PORT_EXCLUDE),
             Connect::Leave(Counter::Excluded)
         );
         assert_eq!(
-            connect(&Workload::default(), ELSEWHERE, false, 0),
+            connect(&Workload::default(), ELSEWHERE, false, false, 0),
             Connect::Ignore
         );
     }

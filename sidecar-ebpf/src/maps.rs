@@ -8,7 +8,9 @@ use sidecar_common::{
     flow::{Direction, FlowKey},
     origin::{Pending, SocketState},
     record::{Counters, Event, Profile},
-    settings::{Cgroup, CidrTarget, ListeningKey, MAX_FLOWS, MAX_WORKLOADS, PortKey, Workload},
+    settings::{
+        Cgroup, CidrTarget, DenyTarget, ListeningKey, MAX_FLOWS, MAX_WORKLOADS, PortKey, Workload,
+    },
 };
 
 use crate::context::SocketStorage;
@@ -30,6 +32,9 @@ pub static PORTS: HashMap<PortKey, u32, 65_536, NO_PREALLOC> = HashMap::new();
 
 #[btf_map]
 pub static CIDRS: LpmTrie<CidrTarget, u32, 65_536> = LpmTrie::new();
+
+#[btf_map]
+pub static DENIALS: LpmTrie<DenyTarget, u32, 65_536> = LpmTrie::new();
 
 #[btf_map]
 pub static LISTENING: HashMap<ListeningKey, u32, 65_536, NO_PREALLOC> = HashMap::new();

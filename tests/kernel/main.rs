@@ -4,6 +4,7 @@ mod badinput;
 mod cgroups;
 mod churn;
 mod credit;
+mod egress;
 mod integrity;
 mod isolation;
 mod lifecycle;

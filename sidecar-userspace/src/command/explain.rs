@@ -205,6 +205,18 @@ fn way(snapshot: &Snapshot, question: &Question, uri: Option<&Uri>) -> Way {
 
 fn refuse_unknown(report: &mut Report, snapshot: &Snapshot, question: &Question) {
     let outbound = question.direction == ExplainDirection::Outbound;
+    let destination = question.destination.filter(|_| outbound);
+    let denied = destination.and_then(|ip| {
+        let destination = (ip.to_canonical(), question.port).into();
+        snapshot.outbound.denied_by(destination)
+    });
+    if let Some(rule) = denied {
+        let words = format!(
+            "rule {} of outbound.deny: connect fails with EPERM",
+            rule.name
+        );
+        report.refuse("egress_denied", &words);
+    }
     let refuses = snapshot.outbound.unknown == UnknownDestination::RegistryOnly;
     if outbound && refuses && report.way.is_unknown() {
         report.refuse(

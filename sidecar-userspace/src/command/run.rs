@@ -126,6 +126,7 @@ async fn proxied(
             ring,
             enrolment.slot(),
             enrolment.open_tables()?,
+            config.clone(),
         ));
     }
     if let Some(log) = enrolment.take_log() {

@@ -149,11 +149,24 @@ pub struct Outbound {
     /// What to do with a destination that no service claims: `passthrough` dials the address that the
     /// application asked for, `registryOnly` resets the connection.
     pub unknown: Option<Setting<UnknownDestination>>,
+    /// Destinations that are refused: in the kernel, where `connect` fails with EPERM. TCP only, and never loopback.
+    pub deny: Option<Vec<EgressRule>>,
     /// Destinations that are not steered to the sidecar.
     pub exclude: Option<OutboundExclude>,
     /// Protocols declared for destination ports, whatever the address. Others are declared by a service or
     /// found out from the first bytes.
     pub ports: Option<Vec<PortProtocol>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct EgressRule {
+    /// Required, and not that of another rule: it stands in the log.
+    pub name: Setting<Name>,
+    /// Addresses and ranges of addresses. Absent: every address. One of the two lists is required.
+    pub cidrs: Option<Marked<Vec<Setting<Cidr>>>>,
+    /// Destination ports. Absent: every port.
+    pub ports: Option<Marked<Vec<Setting<Port>>>>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]

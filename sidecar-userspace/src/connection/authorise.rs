@@ -11,12 +11,16 @@ use crate::{
 /// As long as a client takes that has its request ready.
 const A_MOMENT: Duration = Duration::from_millis(200);
 
-/// Refuses outbound connections that no service claims where the configuration says so. The explicit proxy's
-/// requests name services and pass.
-pub fn authorise(context: &ConnectionContext) -> Result<(), Reason> {
+/// Refuses outbound connections whose destination is denied, which the kernel half does before if there is one, and,
+/// where the configuration says so, those that no service claims. The explicit proxy's requests name services and pass.
+pub fn authorise(context: &ConnectionContext, record: &mut ConnectionRecord) -> Result<(), Reason> {
     let (Direction::Outbound, Some(original)) = (context.direction, context.original) else {
         return Ok(());
     };
+    if let Some(rule) = context.snapshot.outbound.denied_by(original) {
+        record.detail = Some(rule.name.to_string());
+        return Err(Reason::EgressDenied);
+    }
     match context.snapshot.outbound.unknown {
         UnknownDestination::RegistryOnly if context.snapshot.service_at(original).is_none() => {
             Err(Reason::DestinationRefused)

@@ -100,7 +100,7 @@ async fn steps(
     } = accepted;
     let mut client = tls::accept::accept(client, &mut context).await?;
     record.client_tls = context.tls.clone();
-    authorise::authorise(&context)?;
+    authorise::authorise(&context, record)?;
     let Some(target) = route::route(&context) else {
         // The explicit proxy: its requests name where they go.
         return http(client, Bytes::new(), None, None, context, record).await;

@@ -86,6 +86,7 @@ reasons! {
     TlsIdentityMissing = "tls_identity_missing", "UF", "the sidecar has no identity (yet)";
     // authorise
     DestinationRefused = "destination_refused", "UAEX", "no service claims the destination and outbound.unknown is registryOnly";
+    EgressDenied = "egress_denied", "UAEX", "outbound.deny refuses the destination";
     PolicyDenied = "policy_denied", "UAEX", "an authorization policy refuses it";
     PathRefused = "path_refused", "DPE", "the path or host has a spelling that applications read in different ways";
     TokenRefused = "token_refused", "UAEX", "the request's token is not valid";

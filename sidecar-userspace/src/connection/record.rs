@@ -263,7 +263,7 @@ impl ConnectionRecord {
     pub fn failed(&mut self, failure: ConnectError) {
         if self.outcome.is_none() {
             self.upstream = failure.address.or(self.upstream);
-            self.detail = failure.detail;
+            self.detail = failure.detail.or(self.detail.take());
         }
         self.end(failure.reason);
     }

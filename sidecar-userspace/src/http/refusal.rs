@@ -121,7 +121,9 @@ fn status_of(reason: Reason) -> StatusCode {
         Reason::TokenRefused => StatusCode::UNAUTHORIZED,
         Reason::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Reason::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
-        Reason::DestinationRefused | Reason::PolicyDenied => StatusCode::FORBIDDEN,
+        Reason::DestinationRefused | Reason::EgressDenied | Reason::PolicyDenied => {
+            StatusCode::FORBIDDEN
+        }
         Reason::NoRoute | Reason::OriginUnknown => StatusCode::NOT_FOUND,
         Reason::LoopDetected => StatusCode::LOOP_DETECTED,
         Reason::RequestTimeout => StatusCode::GATEWAY_TIMEOUT,

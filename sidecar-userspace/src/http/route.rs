@@ -6,7 +6,10 @@ use http::{Method, Request, StatusCode, Uri, uri::Authority};
 
 use super::{exchange::Exchange, refusal::Refusal, session::Session};
 use crate::{
-    connection::{Direction, Reason, route::Target},
+    connection::{
+        Direction, Reason,
+        route::{Pick, Target},
+    },
     model::{Protocol, RouteRule, Service, Snapshot, UnknownDestination},
     policy::normalize,
 };
@@ -122,7 +125,13 @@ async fn explicit<B>(
     if !names_target {
         return Err(no_such(snapshot, &host));
     }
-    resolve(session, &host, port).await.map(Way::to)
+    let target = resolve(session, &host, port).await?;
+    if let Pick::Address(address) = target.pick
+        && let Some(rule) = snapshot.outbound.denied_by(address)
+    {
+        return Err(Refusal::with(Reason::EgressDenied, &*rule.name));
+    }
+    Ok(Way::to(target))
 }
 
 /// `/proxy/<service>/<path>`.

@@ -1,20 +1,24 @@
 //! What the kernel half tells at once: refusals and full maps are logged, a reader that splices is dealt with.
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
 use rustix::net::sockopt::socket_cookie;
-use sidecar_common::record::{EVENT_INBOUND_REFUSED, EVENT_SPLICE, EVENT_UNPAIRED, Event};
+use sidecar_common::record::{
+    EVENT_EGRESS_DENIED, EVENT_INBOUND_REFUSED, EVENT_SPLICE, EVENT_UNPAIRED, Event,
+};
 use tokio::{io::unix::AsyncFd, time::sleep};
 use tracing::{debug, warn};
 
 use super::{adopt::borrow_descriptor, tables::Tables};
-use crate::sys::diag;
+use crate::{config::SnapshotHandle, model::Snapshot, sys::diag};
 
 /// A repeated warning is said once in this time.
 const QUIET: Duration = Duration::from_secs(10);
@@ -22,7 +26,13 @@ const QUIET: Duration = Duration::from_secs(10);
 const STUCK: Duration = Duration::from_millis(100);
 
 /// Follows the events of the workload in `slot` for as long as it is polled. `tables`: handles of its own.
-pub async fn follow(events: RingBuf<MapData>, slot: u32, tables: Tables) {
+/// `config`: what names the rules.
+pub async fn follow(
+    events: RingBuf<MapData>,
+    slot: u32,
+    tables: Tables,
+    config: Arc<SnapshotHandle>,
+) {
     #[expect(
         deprecated,
         reason = "its successor is unsafe, which has its rooms; a ring buffer keeps its descriptor"
@@ -45,7 +55,11 @@ pub async fn follow(events: RingBuf<MapData>, slot: u32, tables: Tables) {
             Err(error) => return warn!(%error, "the kernel half's events cannot be followed"),
         }
         for event in batch.into_iter().filter(|event| event.workload == slot) {
-            handle(&event, &tables, &mut said).await;
+            if event.kind == EVENT_EGRESS_DENIED {
+                denied(&event, &config.load(), &mut said);
+            } else {
+                handle(&event, &tables, &mut said).await;
+            }
         }
     }
 }
@@ -66,11 +80,18 @@ pub type KernelLog = EbpfLogger<&'static dyn log::Log>;
 
 /// When each kind was said last.
 #[derive(Default)]
-struct Said([Option<Instant>; 4]);
+struct Said {
+    kinds: [Option<Instant>; 4],
+    /// Denied destinations, with the rule.
+    denied: HashMap<(SocketAddr, i32), Instant>,
+}
+
+/// Denied destinations that are remembered.
+const MAX_DENIED: usize = 1024;
 
 impl Said {
     fn is_news(&mut self, kind: u32) -> bool {
-        let Some(last) = self.0.get_mut(kind as usize) else {
+        let Some(last) = self.kinds.get_mut(kind as usize) else {
             return true;
         };
         let news = last.is_none_or(|at| at.elapsed() > QUIET);
@@ -79,6 +100,29 @@ impl Said {
         }
         news
     }
+}
+
+/// A denial of each destination is said at once, its repetitions now and then; all are counted.
+fn denied(event: &Event, snapshot: &Snapshot, said: &mut Said) {
+    let destination = SocketAddr::from(event.address);
+    if said.denied.len() >= MAX_DENIED {
+        said.denied.retain(|_, at| at.elapsed() <= QUIET);
+    }
+    let key = (destination, event.fd);
+    let repeated = said
+        .denied
+        .get(&key)
+        .is_some_and(|at| at.elapsed() <= QUIET);
+    if repeated || said.denied.len() >= MAX_DENIED {
+        return;
+    }
+    said.denied.insert(key, Instant::now());
+    let position = usize::try_from(event.fd).ok();
+    let position = position.and_then(|rule| rule.checked_sub(1));
+    let rule = position.and_then(|position| snapshot.outbound.deny.get(position));
+    let rule = rule.map_or("of a former configuration", |rule| &*rule.name);
+    let (workload, pid) = (&snapshot.workload.name, event.pid);
+    warn!(%workload, %destination, rule, pid, "outbound connection denied (outbound.deny)");
 }
 
 async fn handle(event: &Event, tables: &Tables, said: &mut Said) {

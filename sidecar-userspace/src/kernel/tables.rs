@@ -1,6 +1,11 @@
 //! What userspace writes into the shared maps, and reads from them, for one workload.
 
-use std::{collections::BTreeMap, net::IpAddr, os::fd::AsRawFd, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    os::fd::AsRawFd,
+    path::Path,
+};
 
 use aya::{
     Ebpf,
@@ -17,14 +22,14 @@ use sidecar_common::{
     origin::{Pending, SocketState},
     record::{Counter, Counters},
     settings::{
-        CAPTURE_LISTED, CAPTURE_WORKLOAD, CIDR_EXCLUDE, Cgroup as CgroupEntry, CidrTarget, INBOUND,
-        ListeningKey, OUTBOUND, PORT_CAPTURE, PORT_EXCLUDE, PORT_NO_REDIRECT, PortKey,
-        WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, WORKLOAD_REDIRECT, Workload,
+        CAPTURE_LISTED, CAPTURE_WORKLOAD, CIDR_EXCLUDE, Cgroup as CgroupEntry, CidrTarget,
+        DenyTarget, INBOUND, ListeningKey, OUTBOUND, PORT_CAPTURE, PORT_EXCLUDE, PORT_NO_REDIRECT,
+        PortKey, WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, WORKLOAD_REDIRECT, Workload,
     },
 };
 
 use super::load::LoadError;
-use crate::model::{Cidr, FailRule, InboundCapture, Snapshot};
+use crate::model::{Cidr, EgressRule, FailRule, InboundCapture, Snapshot};
 
 const ANY: u64 = 0;
 
@@ -34,6 +39,7 @@ pub struct Tables {
     cgroups: HashMap<MapData, u64, CgroupEntry>,
     ports: HashMap<MapData, PortKey, u32>,
     cidrs: LpmTrie<MapData, CidrTarget, u32>,
+    denials: LpmTrie<MapData, DenyTarget, u32>,
     listening: HashMap<MapData, ListeningKey, u32>,
     listeners: SockMap<MapData>,
     sockets: SkStorage<MapData, SocketState>,
@@ -71,6 +77,7 @@ impl Tables {
             cgroups: typed(bpf, names::CGROUPS)?,
             ports: typed(bpf, names::PORTS)?,
             cidrs: typed(bpf, names::CIDRS)?,
+            denials: typed(bpf, names::DENIALS)?,
             listening: typed(bpf, names::LISTENING)?,
             listeners: typed(bpf, names::LISTENERS)?,
             sockets: typed(bpf, names::SOCKETS)?,
@@ -88,6 +95,7 @@ impl Tables {
             cgroups: pinned(directory, names::CGROUPS, Map::HashMap)?,
             ports: pinned(directory, names::PORTS, Map::HashMap)?,
             cidrs: pinned(directory, names::CIDRS, Map::LpmTrie)?,
+            denials: pinned(directory, names::DENIALS, Map::LpmTrie)?,
             listening: pinned(directory, names::LISTENING, Map::HashMap)?,
             listeners: pinned(directory, names::LISTENERS, Map::SockMap)?,
             sockets: pinned(directory, names::SOCKETS, Map::SkStorage)?,
@@ -104,6 +112,7 @@ impl Tables {
             (names::CGROUPS, self.cgroups.keys().count()),
             (names::PORTS, self.ports.keys().count()),
             (names::CIDRS, self.cidrs.keys().count()),
+            (names::DENIALS, self.denials.keys().count()),
             (names::LISTENING, self.listening.keys().count()),
             (names::PENDING, self.pending.keys().count()),
             (names::DIRECTIONS, self.directions.keys().count()),
@@ -203,6 +212,20 @@ impl Tables {
                 self.cidrs.remove(&key).map_err(of(names::CIDRS))?;
             }
         }
+        let wanted = denials(slot, &snapshot.outbound.deny);
+        for (key, rule) in &wanted {
+            self.denials
+                .insert(key, rule, ANY)
+                .map_err(of(names::DENIALS))?;
+        }
+        for key in self.denials_of(slot) {
+            let same = |(w, _): &(Key<DenyTarget>, u32)| {
+                w.prefix_len() == key.prefix_len() && w.data() == key.data()
+            };
+            if !wanted.iter().any(same) {
+                self.denials.remove(&key).map_err(of(names::DENIALS))?;
+            }
+        }
         Ok(())
     }
 
@@ -219,6 +242,9 @@ impl Tables {
         }
         for key in self.cidrs_of(slot) {
             let _ = self.cidrs.remove(&key);
+        }
+        for key in self.denials_of(slot) {
+            let _ = self.denials.remove(&key);
         }
         let listening: Vec<_> = self
             .listening
@@ -282,6 +308,11 @@ impl Tables {
             .collect()
     }
 
+    fn denials_of(&self, slot: u32) -> Vec<Key<DenyTarget>> {
+        let keys = self.denials.keys().flatten();
+        keys.filter(|key| key.data().workload == slot).collect()
+    }
+
     fn cidrs_of(&self, slot: u32) -> Vec<Key<CidrTarget>> {
         self.cidrs
             .keys()
@@ -289,6 +320,38 @@ impl Tables {
             .filter(|key| key.data().workload == slot)
             .collect()
     }
+}
+
+/// The entries for `rules`. Of rules for the same port and range the first one counts.
+fn denials(slot: u32, rules: &[EgressRule]) -> Vec<(Key<DenyTarget>, u32)> {
+    let mut entries: BTreeMap<(u16, u32, [u8; 16]), u32> = BTreeMap::new();
+    let mapped = |cidr: &Cidr| match cidr.address() {
+        IpAddr::V4(v4) => (96 + u32::from(cidr.prefix_bits()), v4.to_ipv6_mapped()),
+        IpAddr::V6(v6) => (u32::from(cidr.prefix_bits()), v6),
+    };
+    for (rule, number) in rules.iter().zip(1..) {
+        for port in rule.kernel_ports() {
+            for cidr in &rule.kernel_cidrs() {
+                let (bits, ip) = mapped(cidr);
+                entries.entry((port, bits, ip.octets())).or_insert(number);
+            }
+        }
+    }
+    // A range of IPv6 that IPv4's place in it is part of does not mean IPv4.
+    let ports: BTreeSet<u16> = entries.keys().map(|(port, ..)| *port).collect();
+    for port in ports {
+        let v4 = std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().octets();
+        entries.entry((port, 96, v4)).or_insert(0);
+    }
+    let key = |((port, bits, ip), number): ((u16, u32, [u8; 16]), u32)| {
+        let target = DenyTarget {
+            workload: slot,
+            port: u32::from(port),
+            ip: Ip::from(IpAddr::from(ip)),
+        };
+        (Key::new(64 + bits, target), number)
+    };
+    entries.into_iter().map(key).collect()
 }
 
 /// The entry of a workload in `WORKLOADS`.

@@ -21,4 +21,6 @@ pub use route::{Backend, HostMatch, PathMatch, Route, RouteRule};
 pub use service::{Endpoint, EndpointAddress, Protocol, Service, ServicePort};
 pub use snapshot::{Limits, Listeners, Snapshot, Timeouts};
 pub use tls::{Federated, Identity, IdentitySource, Mtls, Origin, ServiceTls};
-pub use workload::{FailRule, Inbound, InboundCapture, InboundPort, Outbound, Redirect, Workload};
+pub use workload::{
+    EgressRule, FailRule, Inbound, InboundCapture, InboundPort, Outbound, Redirect, Workload,
+};

@@ -33,6 +33,9 @@ pub fn config_dump(snapshot: &Snapshot) -> Value {
         },
         "outbound": {
             "unknown": format!("{:?}", outbound.unknown),
+            "deny": outbound.deny.iter().map(|rule| json!({
+                "name": rule.name.as_ref(), "cidrs": texts(&rule.cidrs), "ports": rule.ports,
+            })).collect::<Value>(),
             "exclude_cidrs": texts(&outbound.exclude_cidrs),
             "exclude_ports": outbound.exclude_ports,
             "ports": outbound.ports.iter()

@@ -20,7 +20,7 @@ pub(super) struct Report {
     pub way: Way,
     notes: Vec<&'static str>,
     /// Refused before policies were asked: reason and words.
-    refused: Option<(&'static str, &'static str)>,
+    refused: Option<(&'static str, String)>,
     posture: Posture,
     default_allows: bool,
     pub considered: Vec<Considered>,
@@ -144,8 +144,8 @@ impl Report {
     }
 
     /// The first refusal counts, as with traffic.
-    pub fn refuse(&mut self, reason: &'static str, words: &'static str) {
-        self.refused.get_or_insert((reason, words));
+    pub fn refuse(&mut self, reason: &'static str, words: &str) {
+        self.refused.get_or_insert((reason, words.to_owned()));
     }
 
     pub fn note(&mut self, note: &'static str) {
@@ -182,8 +182,8 @@ impl Report {
             "policies": self.considered.iter().map(rule).collect::<Value>(),
             "audit": self.audits(),
             "verdict": if self.allowed() { "allowed" } else { "denied" },
-            "reason": match (self.refused, denied_by) {
-                (Some((reason, _)), _) => Some(reason),
+            "reason": match (&self.refused, denied_by) {
+                (Some((reason, _)), _) => Some(*reason),
                 (None, Some(_)) => Some("policy_denied"),
                 (None, None) => None,
             },
@@ -243,7 +243,7 @@ impl fmt::Display for Report {
             }
         };
         writeln!(f, "  default  {posture}")?;
-        match (self.refused, self.denied_by()) {
+        match (&self.refused, self.denied_by()) {
             (Some((reason, words)), _) => writeln!(f, "denied: {reason}: {words}"),
             (None, Some(rule)) => writeln!(f, "denied by {rule}"),
             (None, None) => writeln!(f, "allowed"),

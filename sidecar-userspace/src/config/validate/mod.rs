@@ -96,6 +96,7 @@ fn outbound(report: &mut Report, snapshot: &mut Snapshot, file: file::Outbound) 
     let outbound = &mut snapshot.outbound;
     let exclude = file.exclude.unwrap_or_default();
     report.set(&mut outbound.unknown, file.unknown);
+    outbound.deny = policy::egress(report, file.deny.unwrap_or_default());
     outbound.exclude_cidrs = report.values(exclude.cidrs);
     outbound.exclude_ports = report.values(exclude.ports).into_iter().collect();
     outbound.ports = report.ports(file.ports, &outbound.exclude_ports);
