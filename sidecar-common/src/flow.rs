@@ -56,9 +56,12 @@ pub struct Direction {
 }
 
 impl Direction {
-    /// The receiver is a proxy, which reads until nothing is left, whichever queue it comes from. Nothing is
-    /// redirected to others.
+    /// The receiver is a proxy, which reads until nothing is left, whichever queue it comes from.
     pub const TO_PROXY: u32 = 1;
+    /// The receiver is an application, and the sender asks for room before it writes: all it writes is redirected.
+    pub const ASKED: u32 = 2;
+    /// The receiver is an application, and something took TCP: all that follows does.
+    pub const TCP: u32 = 4;
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 48 && size_of::<Direction>() == 40);

@@ -10,6 +10,8 @@ pub struct SocketState {
     pub flow: FlowKey,
     /// Its cookie.
     pub cookie: u64,
+    /// Where its `tcp_sock` is; on a socket that is just accepted, the listener's. 0: not known.
+    pub socket: u64,
     /// The destination that the application asked for: on the application's steered socket and on the
     /// proxy's accepted one.
     pub original: Address,
@@ -27,7 +29,8 @@ pub struct SocketState {
     pub flags: u32,
     /// Port of the service, in host order: what the application asked for, else the accepting end's.
     pub service_port: u16,
-    pub _pad: u16,
+    /// `OUTBOUND` or `INBOUND`: which side of the workload the connection is on.
+    pub direction: u16,
 }
 
 impl SocketState {
@@ -41,6 +44,8 @@ impl SocketState {
     pub const PENDING: u32 = 8;
     /// Multipath TCP: steered, never redirected.
     pub const MULTIPATH: u32 = 16;
+    /// A listener that does not block, found so by userspace.
+    pub const NONBLOCKING: u32 = 32;
 
     #[inline(always)]
     pub const fn is(&self, flag: u32) -> bool {
@@ -70,7 +75,7 @@ impl Pending {
     pub const TCP_ONLY: u32 = 2;
 }
 
-const _: () = assert!(size_of::<SocketState>() == 136 && size_of::<Pending>() == 56);
+const _: () = assert!(size_of::<SocketState>() == 144 && size_of::<Pending>() == 56);
 
 #[cfg(feature = "user")]
 mod user {

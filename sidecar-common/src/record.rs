@@ -34,8 +34,14 @@ pub enum Counter {
     PassedCredit,
     /// Message left to TCP: large ones gain nothing.
     PassedBulk,
-    /// Message left to TCP: its receiver is an application.
+    /// Message left to TCP: its receiver is an application, and the sender does not ask for room.
     PassedApplication,
+    /// Message left to TCP: its receiver is an application that blocks in its reads.
+    PassedBlocking,
+    /// Message left to TCP: one end encrypts in the kernel, or has another protocol on top of TCP.
+    PassedUlp,
+    /// The proxy was told to wait until the application has read.
+    HeldBack,
     /// Message left to TCP: the other end is not in the SOCKHASH.
     PassedNoPeer,
     /// Message left to TCP: the receiving workload reads with splice.
@@ -56,7 +62,7 @@ pub enum Counter {
     Denied,
 }
 
-pub const COUNTERS: usize = 24;
+pub const COUNTERS: usize = 27;
 
 impl Counter {
     pub const ALL: [Self; COUNTERS] = [
@@ -75,6 +81,9 @@ impl Counter {
         Self::PassedCredit,
         Self::PassedBulk,
         Self::PassedApplication,
+        Self::PassedBlocking,
+        Self::PassedUlp,
+        Self::HeldBack,
         Self::PassedNoPeer,
         Self::PassedSplice,
         Self::PassedClosing,
@@ -104,6 +113,9 @@ impl Counter {
             Self::PassedCredit => "passed_credit",
             Self::PassedBulk => "passed_bulk",
             Self::PassedApplication => "passed_application",
+            Self::PassedBlocking => "passed_blocking",
+            Self::PassedUlp => "passed_ulp",
+            Self::HeldBack => "held_back",
             Self::PassedNoPeer => "passed_no_peer",
             Self::PassedSplice => "passed_splice",
             Self::PassedClosing => "passed_closing",

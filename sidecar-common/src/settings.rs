@@ -37,7 +37,7 @@ pub struct Workload {
     pub generation: u32,
     /// Cookie of the workload's network namespace.
     pub netns: u64,
-    /// When `WORKLOAD_SPLICES` was set, in nanoseconds of the monotonic clock.
+    /// When the first of the `SPLICES` flags was set, in nanoseconds of the monotonic clock.
     pub splices_since_ns: u64,
 }
 
@@ -45,10 +45,15 @@ pub struct Workload {
 pub const WORKLOAD_ENROLLED: u32 = 1;
 /// Redirect is allowed.
 pub const WORKLOAD_REDIRECT: u32 = 2;
-/// A process of the workload read a socket with `splice`: never redirect towards it.
+/// A process of the application read a socket with `splice`: never redirect towards it.
 pub const WORKLOAD_SPLICES: u32 = 4;
+/// As above, for the proxy.
+pub const WORKLOAD_PROXY_SPLICES: u32 = 16;
 /// Without a proxy, refuse rather than bypass.
 pub const WORKLOAD_FAIL_CLOSED: u32 = 8;
+
+/// Connections to ports where redirect does not pay stay out of the SOCKHASH.
+pub const WORKLOAD_ADAPTIVE: u32 = 32;
 
 /// Inbound: every port on which the workload listens.
 pub const CAPTURE_WORKLOAD: u16 = 1;
@@ -134,6 +139,14 @@ pub struct Tunables {
     pub inode: u32,
     /// `inode.i_mode`
     pub mode: u32,
+    /// `sock.sk_socket`
+    pub sk_socket: u32,
+    /// `socket.file`
+    pub socket_file: u32,
+    /// `file.f_flags`
+    pub file_flags: u32,
+    /// `inet_connection_sock.icsk_ulp_ops`
+    pub ulp_ops: u32,
     pub _pad: u32,
 }
 
@@ -144,7 +157,7 @@ const _: () = assert!(
         && size_of::<PortKey>() == 8
 );
 const _: () = assert!(
-    size_of::<ListeningKey>() == 16 && size_of::<Tunables>() == 56 && size_of::<Cgroup>() == 8
+    size_of::<ListeningKey>() == 16 && size_of::<Tunables>() == 72 && size_of::<Cgroup>() == 8
 );
 
 #[cfg(feature = "user")]

@@ -39,6 +39,10 @@ pub static TUNABLES: Global<Tunables> = Global::new(Tunables {
     fd: 0,
     inode: 0,
     mode: 0,
+    sk_socket: 0,
+    socket_file: 0,
+    file_flags: 0,
+    ulp_ops: 0,
     _pad: 0,
 });
 
@@ -155,6 +159,24 @@ impl TcpSocket {
     #[inline(always)]
     pub fn write_seq(self) -> Option<u32> {
         probe(self.0, TUNABLES.load().write_seq).map(u32::from_ne_bytes)
+    }
+
+    /// Whether reads and writes of the application return at once (`O_NONBLOCK`); `None` before it has a descriptor
+    /// for the socket.
+    #[inline(always)]
+    pub fn is_nonblocking(self) -> Option<bool> {
+        const O_NONBLOCK: u32 = 0o4000;
+        let tunables = TUNABLES.load();
+        let socket = pointer(self.0 as u64, tunables.sk_socket).filter(|s| *s != 0)?;
+        let file = pointer(socket, tunables.socket_file).filter(|f| *f != 0)?;
+        let flags = u32::from_ne_bytes(probe(file as *const u8, tunables.file_flags)?);
+        Some(flags & O_NONBLOCK != 0)
+    }
+
+    /// Whether a protocol such as kernel TLS sits on top.
+    #[inline(always)]
+    pub fn has_ulp(self) -> bool {
+        pointer(self.0 as u64, TUNABLES.load().ulp_ops) != Some(0)
     }
 
     /// Whether the socket's redirected bytes have all been read. The list head of `sk_psock.ingress_msg`

@@ -5,7 +5,7 @@ use sidecar_common::{
     record::{Counter, Profile},
     settings::{
         CAPTURE_LISTED, CAPTURE_WORKLOAD, PORT_CAPTURE, PORT_EXCLUDE, WORKLOAD_ENROLLED,
-        WORKLOAD_FAIL_CLOSED, WORKLOAD_SPLICES, Workload,
+        WORKLOAD_FAIL_CLOSED, WORKLOAD_PROXY_SPLICES, WORKLOAD_SPLICES, Workload,
     },
 };
 
@@ -77,6 +77,14 @@ pub struct Evidence {
     pub receiver_flags: u32,
     /// The receiver is a proxy: it reads until nothing is left, whichever queue it comes from.
     pub to_proxy: bool,
+    /// The receiver is an application, and the sender keeps to the room that it is told.
+    pub asked: bool,
+    /// The receiver is an application, and something took TCP before.
+    pub took_tcp: bool,
+    /// The receiver waits inside its reads. `false` while nobody has the socket yet.
+    pub blocking: bool,
+    /// Either end has a protocol on top of TCP, such as kernel TLS.
+    pub ulp: bool,
     /// `bpf_sock.state` of the sender.
     pub tcp_state: u32,
     /// The sender's.
@@ -97,10 +105,11 @@ const BULK_BYTES: u32 = 16 * 1024;
 
 /// `Ok`: redirect. `Err`: leave the message to TCP, and count why.
 ///
-/// Receiver: only a proxy. A read returns from one queue only, redirected or TCP's. An application that takes a
-/// short read for an empty socket and waits for the next edge of epoll would miss bytes that wait in the other
-/// queue; one that waits for a number of bytes (`MSG_WAITALL`) waits inside TCP's own receive and never sees what is
-/// redirected meanwhile.
+/// Receiver: a read returns from one of two queues, redirected or TCP's. A proxy reads both until nothing is left. An
+/// application may take a short read for an empty socket and wait for the next edge of epoll, or ask `FIONREAD`, which
+/// knows one queue only: it gets all its bytes through one. That needs a sender that asks for room and waits for it
+/// instead of falling back to TCP; where it does not, or once anything took TCP, all of the flow does. One that blocks
+/// in its reads may wait inside TCP's own receive (`MSG_WAITALL`), which does not see what is redirected.
 ///
 /// Order: equality of the sequence numbers proves that the receiver has read every byte that ever went through
 /// TCP in this direction, so a redirected message overtakes nothing. They cannot be equal by having wrapped:
@@ -112,10 +121,23 @@ pub fn relay(e: &Evidence) -> Result<(), Counter> {
     if !e.enabled {
         return Err(Counter::PassedOff);
     }
-    if !e.to_proxy {
-        return Err(Counter::PassedApplication);
+    if e.ulp {
+        return Err(Counter::PassedUlp);
     }
-    if e.receiver_flags & WORKLOAD_SPLICES != 0 {
+    let splices = if e.to_proxy {
+        WORKLOAD_PROXY_SPLICES
+    } else {
+        WORKLOAD_SPLICES
+    };
+    if !e.to_proxy {
+        if e.took_tcp || !e.asked {
+            return Err(Counter::PassedApplication);
+        }
+        if e.blocking {
+            return Err(Counter::PassedBlocking);
+        }
+    }
+    if e.receiver_flags & splices != 0 {
         return Err(Counter::PassedSplice);
     }
     // After SHUT_WR a send must fail with EPIPE; only TCP knows that.
@@ -125,7 +147,7 @@ pub fn relay(e: &Evidence) -> Result<(), Counter> {
     if e.write_seq != e.copied_seq {
         return Err(Counter::PassedOrder);
     }
-    if e.unread_bytes == 0 && e.message_bytes > BULK_BYTES {
+    if e.to_proxy && e.unread_bytes == 0 && e.message_bytes > BULK_BYTES {
         return Err(Counter::PassedBulk);
     }
     if e.unread_bytes.saturating_add(e.message_bytes as u64) > e.credit_bytes as u64 {
@@ -133,6 +155,41 @@ pub fn relay(e: &Evidence) -> Result<(), Counter> {
     }
     Ok(())
 }
+
+/// What a sender is told that asks how much it may write to an application.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// As much as TCP takes: nothing of the flow is redirected from now on, and why.
+    Tcp(Counter),
+    /// So many bytes, all of which will be redirected; 0: wait until the application has read.
+    Bytes(u32),
+}
+
+/// `e.message_bytes` is not looked at.
+#[inline(always)]
+pub fn room(e: &Evidence) -> Room {
+    let one_byte = Evidence {
+        asked: true,
+        message_bytes: 1,
+        ..*e
+    };
+    match relay(&one_byte) {
+        Ok(()) => Room::Bytes((e.credit_bytes as u64 - e.unread_bytes) as u32),
+        Err(Counter::PassedCredit) => Room::Bytes(0),
+        Err(why) => Room::Tcp(why),
+    }
+}
+
+/// Whether a redirected message gains from it, for the port's profile.
+#[inline(always)]
+pub const fn gains(message_bytes: u32) -> bool {
+    message_bytes <= BULK_BYTES
+}
+
+/// What a flow that had to be left to TCP weighs in the port's profile, in messages.
+pub const FLOW_ON_TCP: u32 = 1024;
+/// What a wait for room weighs.
+pub const WAIT: u32 = 4;
 
 /// Messages before a port's profile is believed.
 const PROFILE_MESSAGES: u64 = 4096;
@@ -172,6 +229,10 @@ mod tests {
             enabled: true,
             receiver_flags: WORKLOAD_ENROLLED,
             to_proxy: true,
+            asked: false,
+            took_tcp: false,
+            blocking: false,
+            ulp: false,
             tcp_state: ESTABLISHED,
             write_seq: 7,
             copied_seq: 7,
@@ -311,8 +372,15 @@ mod tests {
         passes(
             Counter::PassedSplice,
             Evidence {
-                receiver_flags: WORKLOAD_SPLICES,
+                receiver_flags: WORKLOAD_PROXY_SPLICES,
                 ..evidence()
+            },
+        );
+        passes(
+            Counter::PassedSplice,
+            Evidence {
+                receiver_flags: WORKLOAD_SPLICES,
+                ..to_application()
             },
         );
         passes(
@@ -343,6 +411,62 @@ mod tests {
             Ok(()),
             "better than a change of queues"
         );
+    }
+
+    /// A large message from a proxy that asked to an application.
+    fn to_application() -> Evidence {
+        Evidence {
+            to_proxy: false,
+            asked: true,
+            credit_bytes: 1 << 20,
+            message_bytes: BULK_BYTES + 1,
+            ..evidence()
+        }
+    }
+
+    #[test]
+    fn an_application_gets_its_bytes_through_one_queue() {
+        assert_eq!(relay(&to_application()), Ok(()), "bulk too");
+        let passes = |why, evidence: Evidence| {
+            assert_eq!(relay(&evidence), Err(why));
+            assert_eq!(room(&evidence), Room::Tcp(why));
+        };
+        let took_tcp = Evidence {
+            took_tcp: true,
+            ..to_application()
+        };
+        passes(Counter::PassedApplication, took_tcp);
+        let blocking = Evidence {
+            blocking: true,
+            ..to_application()
+        };
+        passes(Counter::PassedBlocking, blocking);
+        let ulp = Evidence {
+            ulp: true,
+            ..to_application()
+        };
+        passes(Counter::PassedUlp, ulp);
+    }
+
+    #[test]
+    fn room_is_what_is_left_of_the_credit() {
+        let unread = |unread_bytes| {
+            room(&Evidence {
+                asked: false,
+                unread_bytes,
+                ..to_application()
+            })
+        };
+        assert_eq!(unread(0), Room::Bytes(1 << 20));
+        assert_eq!(unread(1), Room::Bytes((1 << 20) - 1));
+        assert_eq!(unread(1 << 20), Room::Bytes(0));
+        assert_eq!(unread(u64::MAX), Room::Bytes(0));
+        // Whoever does not keep to it falls back to TCP, which is safe, and stays there.
+        let beyond = Evidence {
+            unread_bytes: 1 << 20,
+            ..to_application()
+        };
+        assert_eq!(relay(&beyond), Err(Counter::PassedCredit));
     }
 
     #[test]

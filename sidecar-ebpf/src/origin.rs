@@ -7,13 +7,14 @@ use aya_ebpf::{
 };
 use sidecar_common::{
     address::Address,
-    layout::{SOCKET_OPTION_CLAIM_PEER, SOCKET_OPTION_LEVEL},
+    layout::{SOCKET_OPTION_CLAIM_PEER, SOCKET_OPTION_LEVEL, SOCKET_OPTION_ROOM},
     origin::SocketState,
 };
 
 use crate::{
     context::{SocketOption, UserAddress, address_from},
     maps::SOCKETS,
+    relay,
 };
 
 const ALLOW: i32 = 1;
@@ -58,6 +59,9 @@ pub fn origin_getsockopt(ctx: SockoptContext) -> i32 {
 #[inline(always)]
 fn try_getsockopt(ctx: &SockoptContext) -> Option<()> {
     let (level, name) = ctx.name();
+    if (level, name) == (SOCKET_OPTION_LEVEL, SOCKET_OPTION_ROOM) {
+        return room(ctx);
+    }
     if name != SO_ORIGINAL_DST || (level != SOL_IP && level != SOL_IPV6) {
         return None;
     }
@@ -95,6 +99,19 @@ fn try_getsockopt(ctx: &SockoptContext) -> Option<()> {
         put(value, 20, original.ip.0[3].to_ne_bytes());
         ctx.answered(28);
     }
+    Some(())
+}
+
+/// The proxy asks, before it writes, how much it may write.
+#[inline(always)]
+fn room(ctx: &SockoptContext) -> Option<()> {
+    let socket = ctx.socket()?;
+    let state = SOCKETS.get(socket)?;
+    if !state.is(SocketState::PROXY) {
+        return None;
+    }
+    *ctx.value::<4>()? = relay::room(socket.state(), state).to_ne_bytes();
+    ctx.answered(4);
     Some(())
 }
 

@@ -5,7 +5,7 @@ use sidecar_common::{
     flow::Direction,
     origin::SocketState,
     record::{Counter, EVENT_UNPAIRED, Profile},
-    settings::{OUTBOUND, PortKey},
+    settings::PortKey,
 };
 
 use crate::{
@@ -40,9 +40,10 @@ pub fn insert(ctx: &SockOpsContext, socket: Socket, state: &mut SocketState) {
 #[inline(always)]
 fn try_insert(ctx: &SockOpsContext, socket: Socket, state: &mut SocketState) -> Option<()> {
     let tcp = socket.tcp()?;
+    state.socket = tcp.to_word();
     let direction = Direction {
         receiver: state.cookie,
-        socket: tcp.to_word(),
+        socket: state.socket,
         workload: state.workload,
         flags: if state.is(SocketState::PROXY) {
             Direction::TO_PROXY
@@ -72,12 +73,23 @@ pub fn remove(state: &SocketState) {
     {
         let _ = DIRECTIONS.remove(&state.flow);
     }
-    let key = PortKey {
+    learn(state, state.redirected as u64, state.passed as u64);
+}
+
+/// Under which the connection's port is looked up.
+#[inline(always)]
+pub fn port(state: &SocketState) -> PortKey {
+    PortKey {
         workload: state.workload,
         port: state.service_port,
-        direction: OUTBOUND,
-    };
-    let (redirected, passed) = (state.redirected as u64, state.passed as u64);
+        direction: state.direction,
+    }
+}
+
+/// Adds to the profile of the connection's port.
+#[inline(always)]
+pub fn learn(state: &SocketState, redirected: u64, passed: u64) {
+    let key = port(state);
     match PROFILES.get_ptr_mut(&key) {
         Some(profile) => update(profile, |p: &mut Profile| {
             p.redirected += redirected;

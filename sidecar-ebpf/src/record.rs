@@ -4,7 +4,9 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use sidecar_common::{
     address::Address,
     record::{COUNTERS as COUNTER_SLOTS, Counter, EVENT_SPLICE, Event},
-    settings::{Cgroup, ROLE_EXCLUDED, WORKLOAD_SPLICES},
+    settings::{
+        Cgroup, ROLE_EXCLUDED, ROLE_PROXY, WORKLOAD_PROXY_SPLICES, WORKLOAD_SPLICES,
+    },
 };
 
 use crate::{
@@ -87,9 +89,14 @@ fn try_splice(ctx: &BtfTracePointContext) -> Option<()> {
     }
     let workload = entry(WORKLOADS.get_ptr_mut(member.workload)?);
     let now_ns = now_ns();
-    if workload.flags & WORKLOAD_SPLICES == 0 {
+    let splices = if member.role == ROLE_PROXY {
+        WORKLOAD_PROXY_SPLICES
+    } else {
+        WORKLOAD_SPLICES
+    };
+    if workload.flags & splices == 0 {
         workload.splices_since_ns = now_ns;
-        workload.flags |= WORKLOAD_SPLICES;
+        workload.flags |= splices;
         count(member.workload, Counter::Splice, 1);
     }
     // Flows that hold redirected bytes already are the ones in trouble: userspace looks at each socket that is

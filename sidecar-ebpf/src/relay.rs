@@ -2,12 +2,14 @@
 //! overtakes nothing and that the queue stays bounded; else it takes TCP.
 
 use aya_ebpf::{macros::sk_msg, programs::SkMsgContext};
-use sidecar_common::{flow::Direction, origin::SocketState, record::Counter};
-use sidecar_ebpf::decide::{self, Evidence};
+use sidecar_common::{
+    flow::Direction, layout::{ROOM_TCP, ROOM_UNDECIDED}, origin::SocketState, record::Counter,
+};
+use sidecar_ebpf::decide::{self, Evidence, Room};
 
 use crate::{
-    context::{Socket, TUNABLES, TcpSocket, entry, sender},
-    maps::{DIRECTIONS, FLOWS, SOCKETS, WORKLOADS},
+    context::{Socket, TUNABLES, TcpSocket, entry, read, sender},
+    maps::{DIRECTIONS, FLOWS, PENDING, SOCKETS, WORKLOADS},
     record::count,
 };
 
@@ -28,24 +30,28 @@ pub fn relay_message(ctx: SkMsgContext) -> u32 {
     if !state.is(SocketState::IN_MAP) {
         return SK_PASS;
     }
-    let bytes = ctx.size() as u64;
+    let bytes = ctx.size();
     match try_message(&ctx, socket, state) {
         Ok(()) => {
-            state.redirected = state.redirected.wrapping_add(1);
+            if decide::gains(bytes) {
+                state.redirected = state.redirected.wrapping_add(1);
+            } else {
+                state.passed = state.passed.wrapping_add(1);
+            }
             count(state.workload, Counter::Redirected, 1);
-            count(state.workload, Counter::RedirectedBytes, bytes);
+            count(state.workload, Counter::RedirectedBytes, bytes as u64);
         }
         Err(why) => {
             state.passed = state.passed.wrapping_add(1);
             count(state.workload, why, 1);
-            count(state.workload, Counter::TcpBytes, bytes);
+            count(state.workload, Counter::TcpBytes, bytes as u64);
         }
     }
     SK_PASS
 }
 
 #[inline(always)]
-fn try_message(ctx: &SkMsgContext, socket: Socket, state: &SocketState) -> Result<(), Counter> {
+fn try_message(ctx: &SkMsgContext, socket: Socket, state: &mut SocketState) -> Result<(), Counter> {
     let mut peer = state.flow.peer();
     let direction = DIRECTIONS
         .get_ptr_mut(&peer)
@@ -53,32 +59,97 @@ fn try_message(ctx: &SkMsgContext, socket: Socket, state: &SocketState) -> Resul
         .ok_or(Counter::PassedNoPeer)?;
     let bytes = ctx.size();
     if TUNABLES.load().naive == 0 {
-        let evidence = evidence(socket, direction, bytes).ok_or(Counter::PassedMiss)?;
-        decide::relay(&evidence)?;
+        let evidence =
+            evidence(socket.state(), state, direction, bytes).ok_or(Counter::PassedMiss)?;
+        decide::relay(&evidence).inspect_err(|_| take_tcp(state, direction))?;
     }
     if FLOWS.redirect_msg(ctx, &mut peer, BPF_F_INGRESS) != SK_PASS as i64 {
+        take_tcp(state, direction);
         return Err(Counter::PassedMiss);
     }
     direction.sent_bytes = direction.sent_bytes.wrapping_add(bytes as u64);
     Ok(())
 }
 
-/// This program runs under the sender's lock, and nobody else puts messages into the receiver's queue. Only where two
+/// Towards an application there is no way back from TCP: see `decide::relay`.
+#[inline(always)]
+fn take_tcp(state: &mut SocketState, direction: &mut Direction) {
+    if direction.flags & (Direction::TO_PROXY | Direction::TCP) == 0 {
+        direction.flags |= Direction::TCP;
+        state.passed = state.passed.wrapping_add(decide::FLOW_ON_TCP);
+    }
+}
+
+/// `getsockopt`: how much the proxy may write to `state`'s socket now; `ROOM_TCP` where nothing is redirected to an
+/// application. `tcp_state`: of the asking socket, whose lock is held as it is while it sends.
+#[inline(always)]
+pub fn room(tcp_state: u32, state: &mut SocketState) -> u32 {
+    if !state.is(SocketState::IN_MAP) {
+        return ROOM_TCP;
+    }
+    let peer = state.flow.peer();
+    let Some(direction) = DIRECTIONS.get_ptr_mut(&peer).map(entry) else {
+        // The application has not accepted yet: whether its end enters the map is seen then. A connection to it never
+        // leaves the machine, so that this is a matter of microseconds. (Another proxy takes TCP gladly meanwhile.)
+        let waits = state.claimed_peer.is_some()
+            && PENDING
+            .get_ptr(&peer)
+            .is_some_and(|pending| read(pending).owner == state.cookie);
+        return if waits { ROOM_UNDECIDED } else { ROOM_TCP };
+    };
+    if direction.flags & (Direction::TO_PROXY | Direction::TCP) != 0 || TUNABLES.load().naive != 0 {
+        return ROOM_TCP;
+    }
+    let room = match evidence(tcp_state, state, direction, 0) {
+        Some(evidence) => decide::room(&evidence),
+        None => Room::Tcp(Counter::PassedMiss),
+    };
+    match room {
+        Room::Bytes(bytes) => {
+            direction.flags |= Direction::ASKED;
+            if bytes == 0 {
+                state.passed = state.passed.wrapping_add(decide::WAIT);
+                count(state.workload, Counter::HeldBack, 1);
+            }
+            bytes
+        }
+        Room::Tcp(why) => {
+            take_tcp(state, direction);
+            count(state.workload, why, 1);
+            ROOM_TCP
+        }
+    }
+}
+
+/// Runs under the sender's lock, and nobody else puts messages into the receiver's queue. Only where two
 /// threads send on one socket at a time may a message that is still on its way be taken for read; the bound is then
 /// exceeded by that message.
 #[inline(always)]
-fn evidence(socket: Socket, direction: &mut Direction, bytes: u32) -> Option<Evidence> {
+fn evidence(
+    tcp_state: u32,
+    state: &SocketState,
+    direction: &mut Direction,
+    bytes: u32,
+) -> Option<Evidence> {
+    let sender = TcpSocket::from_word(state.socket);
     let receiver = TcpSocket::from_word(direction.socket);
     let workload = WORKLOADS.get(direction.workload)?;
     if direction.drained_bytes != direction.sent_bytes && receiver.ingress_is_empty() {
         direction.drained_bytes = direction.sent_bytes;
     }
+    let to_proxy = direction.flags & Direction::TO_PROXY != 0;
+    // An application is at one end at most.
+    let application = if to_proxy { sender } else { receiver };
     Some(Evidence {
         enabled: TUNABLES.load().redirect != 0,
         receiver_flags: workload.flags,
-        to_proxy: direction.flags & Direction::TO_PROXY != 0,
-        tcp_state: socket.state(),
-        write_seq: socket.tcp()?.write_seq()?,
+        to_proxy,
+        asked: direction.flags & Direction::ASKED != 0,
+        took_tcp: direction.flags & Direction::TCP != 0,
+        blocking: !to_proxy && receiver.is_nonblocking() == Some(false),
+        ulp: application.has_ulp(),
+        tcp_state,
+        write_seq: sender.write_seq()?,
         copied_seq: receiver.copied_seq()?,
         unread_bytes: direction.sent_bytes.wrapping_sub(direction.drained_bytes),
         message_bytes: bytes,

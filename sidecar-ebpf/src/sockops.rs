@@ -5,14 +5,17 @@ use aya_ebpf::{macros::sock_ops, programs::SockOpsContext};
 use sidecar_common::{
     origin::{Pending, SocketState},
     record::Counter,
-    settings::{INBOUND, ListeningKey, OUTBOUND, PORT_NO_REDIRECT, PortKey, WORKLOAD_REDIRECT},
+    settings::{
+        INBOUND, ListeningKey, OUTBOUND, PORT_NO_REDIRECT, WORKLOAD_ADAPTIVE, WORKLOAD_REDIRECT,
+        WORKLOAD_SPLICES,
+    },
 };
 use sidecar_ebpf::decide;
 
 use crate::{
     accept::port_rule,
-    context::{Ends, Operation, TUNABLES, read, update},
-    maps::{LISTENING, PENDING, PROFILES, SOCKETS, WORKLOADS},
+    context::{Ends, Operation, TUNABLES, TcpSocket, read, update},
+    maps::{DIRECTIONS, LISTENING, PENDING, PROFILES, SOCKETS, WORKLOADS},
     pair,
     record::count,
 };
@@ -46,7 +49,8 @@ pub fn relay_sockops(ctx: SockOpsContext) -> u32 {
 /// the other end is accepted first.
 #[inline(always)]
 fn connecting(ctx: &SockOpsContext) -> Option<()> {
-    let state = SOCKETS.get(ctx.socket()?)?;
+    let socket = ctx.socket()?;
+    let state = SOCKETS.get(socket)?;
     if !state.is(SocketState::PROXY | SocketState::STEERED) {
         return None;
     }
@@ -57,8 +61,15 @@ fn connecting(ctx: &SockOpsContext) -> Option<()> {
     } else {
         state.flow.remote.port
     };
+    // Towards its application a proxy says whom it speaks for.
+    state.direction = if state.claimed_peer.is_some() {
+        INBOUND
+    } else {
+        OUTBOUND
+    };
     let local = state.flow.remote.ip.is_loopback() || state.flow.remote.ip == state.flow.local.ip;
-    let pays = !state.is(SocketState::MULTIPATH) && pays(state);
+    let suits = state.is(SocketState::PROXY) || nonblocking(socket.tcp()?);
+    let pays = suits && allowed(state) && pays(state);
     let pending = Pending {
         owner: state.cookie,
         original: state.original,
@@ -71,31 +82,35 @@ fn connecting(ctx: &SockOpsContext) -> Option<()> {
     ctx.set_cb_flags(STATE_CB_FLAG).ok()
 }
 
-/// Whether this connection should be put into the SOCKHASH if both ends turn out to be here. Only connections
-/// between proxies are: an application in it would notice.
+/// An application that blocks in its calls would notice that its socket is in the SOCKHASH: a blocked receive can
+/// return EAGAIN (`tcp_bpf_recvmsg` waits once). Whoever does not block expects that.
+#[inline(always)]
+fn nonblocking(socket: TcpSocket) -> bool {
+    socket.is_nonblocking() == Some(true)
+}
+
+/// Whether redirect is switched on for the workload and for the connection's port.
+#[inline(always)]
+fn allowed(state: &SocketState) -> bool {
+    !state.is(SocketState::MULTIPATH)
+        && TUNABLES.load().redirect != 0
+        && WORKLOADS.get(state.workload).is_some_and(|w| {
+            w.flags & WORKLOAD_REDIRECT != 0
+                && (state.is(SocketState::PROXY) || w.flags & WORKLOAD_SPLICES == 0)
+        })
+        && port_rule(state.workload, state.direction, state.service_port) & PORT_NO_REDIRECT == 0
+}
+
+/// Whether this connection should be put into the SOCKHASH if both ends turn out to be here.
 #[inline(always)]
 fn pays(state: &SocketState) -> bool {
-    // Towards the application it says whom it speaks for.
-    let to_application = state.claimed_peer.is_some();
-    let allowed = state.is(SocketState::PROXY)
-        && !to_application
-        && TUNABLES.load().redirect != 0
-        && WORKLOADS
-            .get(state.workload)
-            .is_some_and(|w| w.flags & WORKLOAD_REDIRECT != 0)
-        && port_rule(state.workload, OUTBOUND, state.service_port) & PORT_NO_REDIRECT == 0;
-    if !allowed {
-        return false;
-    }
-    let key = PortKey {
-        workload: state.workload,
-        port: state.service_port,
-        direction: OUTBOUND,
-    };
-    let Some(profile) = PROFILES.get_ptr_mut(&key) else {
+    let Some(profile) = PROFILES.get_ptr_mut(&pair::port(state)) else {
         return true;
     };
-    let pays = decide::pays(&read(profile));
+    let adaptive = WORKLOADS
+        .get(state.workload)
+        .is_some_and(|w| w.flags & WORKLOAD_ADAPTIVE != 0);
+    let pays = !adaptive || decide::pays(&read(profile));
     if !pays {
         count(state.workload, Counter::Unprofitable, 1);
     }
@@ -130,11 +145,14 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
     let socket = ctx.socket()?;
     let state = SOCKETS.get(socket)?;
     // A copy of the listener's until now.
+    let listener = TcpSocket::from_word(state.socket);
     state.flow = ctx.flow();
     state.cookie = ctx.cookie();
+    state.socket = 0;
     let pending = read(PENDING.get_ptr(&state.flow)?);
     let _ = PENDING.remove(&state.flow);
-    if pending.workload == state.workload {
+    let own = pending.workload == state.workload;
+    if own {
         if state.is(SocketState::PROXY) {
             state.original = pending.original;
         } else {
@@ -147,26 +165,38 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
     } else {
         state.flow.local.port
     };
-    if state.is(SocketState::PROXY)
-        && pending.flags & Pending::TCP_ONLY == 0
-        && WORKLOADS
-            .get(state.workload)
-            .is_some_and(|w| w.flags & WORKLOAD_REDIRECT != 0)
-        && port_rule(state.workload, INBOUND, state.flow.local.port) & PORT_NO_REDIRECT == 0
+    state.direction = if own && state.is(SocketState::PROXY) {
+        OUTBOUND
+    } else {
+        INBOUND
+    };
+    // The other end went before, or it is of no use (and with Fast Open it is too late for it).
+    if pending.flags & Pending::TCP_ONLY != 0
+        || !allowed(state)
+        || DIRECTIONS.get_ptr(&state.flow.peer()).is_none()
     {
-        pair::insert(ctx, socket, state);
-        ctx.set_cb_flags(STATE_CB_FLAG).ok()?;
+        return None;
     }
-    Some(())
+    if !state.is(SocketState::PROXY)
+        && !(own && (state.is(SocketState::NONBLOCKING) || nonblocking(listener)))
+    {
+        // Nobody has this socket yet, but the sockets of a listener that blocks mostly do.
+        pair::learn(state, 0, decide::FLOW_ON_TCP as u64);
+        return None;
+    }
+    pair::insert(ctx, socket, state);
+    ctx.set_cb_flags(STATE_CB_FLAG).ok()
 }
 
 /// A socket of the application begins to listen: its port may be captured.
 #[inline(always)]
 fn listening(ctx: &SockOpsContext) -> Option<()> {
-    let state = SOCKETS.get(ctx.socket()?)?;
+    let socket = ctx.socket()?;
+    let state = SOCKETS.get(socket)?;
     if state.is(SocketState::PROXY) {
         return None;
     }
+    state.socket = socket.tcp()?.to_word();
     let key = listening_key(ctx, state);
     let one = 1;
     if LISTENING.insert(&key, &one, NOEXIST).is_err() {

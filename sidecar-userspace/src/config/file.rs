@@ -509,8 +509,11 @@ pub struct FromHeader {
 pub struct Redirect {
     /// Whether it is used where the kernel can do it safely.
     pub enabled: Option<Setting<bool>>,
+    /// Learn for each port whether redirect pays there (it does for requests and answers, not for bulk), and leave
+    /// new connections to the others on TCP.
+    pub adaptive: Option<Setting<bool>>,
     /// Bytes that may be redirected in one direction of one flow and not yet be read. More memory for longer
-    /// bursts past the stack; beyond it messages take TCP.
+    /// bursts past the stack; beyond it proxies use TCP towards each other, and wait for the application.
     pub credit: Option<Setting<Size<u32, 1, 0x4000_0000>>>,
     /// Flows that stay on TCP.
     pub exclude: Option<PortExclude>,

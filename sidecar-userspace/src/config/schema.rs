@@ -87,6 +87,7 @@ fn defaults() -> Value {
         "inbound": { "capture": inbound.capture.word() },
         "redirect": {
             "enabled": redirect.enabled,
+            "adaptive": redirect.adaptive,
             "credit": size_text(u64::from(redirect.credit_bytes)),
         },
         "authorization": { "pathNormalization": authorization.path_normalization.word() },

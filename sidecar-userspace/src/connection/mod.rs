@@ -13,6 +13,7 @@ pub mod outcome;
 pub mod record;
 pub mod relay;
 pub mod resolve;
+mod room;
 pub mod route;
 pub mod stream;
 pub mod transport;

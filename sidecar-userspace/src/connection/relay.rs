@@ -24,6 +24,7 @@ use tokio::{
 use super::{
     Ended, Outcome, Reason, Stream, Transport,
     buffers::{Buffers, Pending},
+    room::Room,
     stream,
 };
 use crate::{model::Snapshot, tls::failure};
@@ -119,6 +120,8 @@ struct Pair {
 /// One direction.
 struct Flow {
     pending: Pending,
+    /// Of the receiver.
+    room: Room,
     moved_bytes: u64,
     /// The sender's end was read; it is passed on when nothing is pending.
     ended: bool,
@@ -216,6 +219,7 @@ impl Flow {
     fn new(already_read: &Bytes) -> Self {
         Self {
             pending: Pending::copy_of(already_read),
+            room: Room::default(),
             moved_bytes: 0,
             ended: false,
             done: false,
@@ -263,7 +267,7 @@ impl Flow {
     ) -> Poll<Result<(), Failure>> {
         while !self.pending.is_empty() {
             let pending = self.pending.bytes();
-            let written = ready!(stream::poll_write(cx, to, |to| to.try_write(pending)))
+            let written = ready!(stream::poll_write(cx, to, &mut self.room, pending))
                 .map_err(Failure::Receiver)?;
             self.pending.advance(written, pool);
             self.count(written, turn);
@@ -303,7 +307,7 @@ impl Flow {
         let written = if bytes.is_empty() {
             Ok(0)
         } else {
-            write_some(to, bytes)
+            write_some(to, &mut self.room, bytes)
         };
         match written {
             Ok(written) if written < read => {
@@ -366,10 +370,18 @@ impl Patience {
 }
 
 /// What a write without waiting takes; 0: nothing now.
-fn write_some(to: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
-    match to.try_write(bytes) {
+fn write_some(to: &TcpStream, room: &mut Room, bytes: &[u8]) -> io::Result<usize> {
+    let granted = room.now(to, bytes.len());
+    if granted == 0 {
+        return Ok(0);
+    }
+    match to.try_write(bytes.get(..granted).unwrap_or(bytes)) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-        result => result,
+        Ok(written) => {
+            room.spend(written);
+            Ok(written)
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -18,12 +18,16 @@ use tokio::{
     net::TcpStream,
 };
 
+use super::room::Room;
+
 /// The client's or the destination's stream.
 #[derive(Debug)]
 pub struct Stream {
     tcp: TcpStream,
     /// Read from the socket before (by detection) and not yet by the owner.
     prefix: Bytes,
+    /// For what is written.
+    room: Room,
 }
 
 impl Stream {
@@ -33,7 +37,11 @@ impl Stream {
 
     /// `prefix`: what was read already; it comes first.
     pub fn with_prefix(tcp: TcpStream, prefix: Bytes) -> Self {
-        Self { tcp, prefix }
+        Self {
+            tcp,
+            prefix,
+            room: Room::default(),
+        }
     }
 
     pub fn tcp(&self) -> &TcpStream {
@@ -59,18 +67,34 @@ pub fn reset(tcp: TcpStream) {
     drop(tcp);
 }
 
-/// Writes without tokio's own `poll_write`, which takes a short write for a full socket: on a socket in the SOCKHASH
+/// Writes what there is room for, without tokio's own `poll_write`, which takes a short write for a full socket: on a socket in the SOCKHASH
 /// that says nothing, as with reading.
 pub fn poll_write(
     cx: &mut Context<'_>,
     tcp: &TcpStream,
+    room: &mut Room,
+    bytes: &[u8],
+) -> Poll<io::Result<usize>> {
+    let granted = ready!(room.poll(cx, tcp, bytes.len()));
+    let bytes = bytes.get(..granted).unwrap_or(bytes);
+    poll_writing(cx, tcp, room, |tcp| tcp.try_write(bytes))
+}
+
+fn poll_writing(
+    cx: &mut Context<'_>,
+    tcp: &TcpStream,
+    room: &mut Room,
     write: impl Fn(&TcpStream) -> io::Result<usize>,
 ) -> Poll<io::Result<usize>> {
     loop {
         ready!(tcp.poll_write_ready(cx))?;
         match write(tcp) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            result => return Poll::Ready(result),
+            Ok(written) => {
+                room.spend(written);
+                return Poll::Ready(Ok(written));
+            }
+            Err(error) => return Poll::Ready(Err(error)),
         }
     }
 }
@@ -115,7 +139,8 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        poll_write(cx, &self.tcp, |tcp| tcp.try_write(buf))
+        let this = self.get_mut();
+        poll_write(cx, &this.tcp, &mut this.room, buf)
     }
 
     fn poll_write_vectored(
@@ -123,7 +148,18 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        poll_write(cx, &self.tcp, |tcp| tcp.try_write_vectored(bufs))
+        let this = self.get_mut();
+        let wanted = bufs.iter().map(|buf| buf.len()).sum();
+        let granted = ready!(this.room.poll(cx, &this.tcp, wanted));
+        if granted >= wanted {
+            return poll_writing(cx, &this.tcp, &mut this.room, |tcp| {
+                tcp.try_write_vectored(bufs)
+            });
+        }
+        let first = bufs.iter().find(|buf| !buf.is_empty());
+        let first = first.map_or(&[][..], |buf| buf);
+        let some = first.get(..granted).unwrap_or(first);
+        poll_writing(cx, &this.tcp, &mut this.room, |tcp| tcp.try_write(some))
     }
 
     fn is_write_vectored(&self) -> bool {

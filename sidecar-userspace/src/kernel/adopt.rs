@@ -39,6 +39,7 @@ pub fn adopt(
                 &socket,
                 SocketState {
                     workload: slot,
+                    flags: nonblocking(&socket),
                     ..SocketState::default()
                 },
             )?;
@@ -51,6 +52,13 @@ pub fn adopt(
         }
     }
     Ok(())
+}
+
+fn nonblocking(socket: &TcpListener) -> u32 {
+    match rustix::fs::fcntl_getfl(socket) {
+        Ok(flags) if flags.contains(rustix::fs::OFlags::NONBLOCK) => SocketState::NONBLOCKING,
+        _ => 0,
+    }
 }
 
 fn listening_sockets(pid: u32, process: &Path) -> Vec<(u16, TcpListener)> {

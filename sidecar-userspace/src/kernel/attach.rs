@@ -23,7 +23,7 @@ use sidecar_common::{
     names,
     record::Counter,
     settings::{
-        Cgroup as CgroupEntry, ROLE_APPLICATION, ROLE_PROXY, WORKLOAD_REDIRECT, WORKLOAD_SPLICES,
+        Cgroup as CgroupEntry, ROLE_APPLICATION, ROLE_PROXY, WORKLOAD_PROXY_SPLICES, WORKLOAD_REDIRECT, WORKLOAD_SPLICES,
         Workload,
     },
 };
@@ -270,7 +270,7 @@ impl Enrolment {
             self.no_redirect.is_none(),
         );
         // Learned by the kernel half, not configured.
-        new.flags |= old.flags & WORKLOAD_SPLICES;
+        new.flags |= old.flags & (WORKLOAD_SPLICES | WORKLOAD_PROXY_SPLICES);
         Ok(self.tables.set_workload(slot, new)?)
     }
 
@@ -352,13 +352,13 @@ impl Observer for Enrolment {
         let slot = self.pins.slot;
         let workload = self.tables.workload(slot).map_err(|e| e.to_string())?;
         let cleared = Workload {
-            flags: workload.flags & !WORKLOAD_SPLICES,
+            flags: workload.flags & !WORKLOAD_PROXY_SPLICES,
             ..workload
         };
         self.tables
             .set_workload(slot, cleared)
             .map_err(|e| e.to_string())?;
-        Ok(workload.flags & WORKLOAD_SPLICES != 0)
+        Ok(workload.flags & WORKLOAD_PROXY_SPLICES != 0)
     }
 }
 

@@ -35,6 +35,10 @@ pub fn tunables() -> Result<Tunables, BtfError> {
         fd: btf.offset("fdtable", "fd")?,
         inode: btf.offset("file", "f_inode")?,
         mode: btf.offset("inode", "i_mode")?,
+        sk_socket: btf.offset("sock", "sk_socket")?,
+        socket_file: btf.offset("socket", "file")?,
+        file_flags: btf.offset("file", "f_flags")?,
+        ulp_ops: btf.offset("inet_connection_sock", "icsk_ulp_ops")?,
         ..steering_only()
     })
 }

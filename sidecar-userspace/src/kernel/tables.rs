@@ -24,7 +24,8 @@ use sidecar_common::{
     settings::{
         CAPTURE_LISTED, CAPTURE_WORKLOAD, CIDR_EXCLUDE, Cgroup as CgroupEntry, CidrTarget,
         DenyTarget, INBOUND, ListeningKey, OUTBOUND, PORT_CAPTURE, PORT_EXCLUDE, PORT_NO_REDIRECT,
-        PortKey, WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, WORKLOAD_REDIRECT, Workload,
+        PortKey, WORKLOAD_ADAPTIVE, WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, WORKLOAD_REDIRECT,
+        Workload,
     },
 };
 
@@ -371,6 +372,7 @@ pub fn workload_entry(
         },
         flags: WORKLOAD_ENROLLED
             | flag(redirect && snapshot.redirect.enabled, WORKLOAD_REDIRECT)
+            | flag(snapshot.redirect.adaptive, WORKLOAD_ADAPTIVE)
             | flag(snapshot.fail_rule == FailRule::Closed, WORKLOAD_FAIL_CLOSED),
         credit_bytes: snapshot.redirect.credit_bytes,
         generation: 0,

@@ -160,6 +160,8 @@ pub struct InboundPort {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Redirect {
     pub enabled: bool,
+    /// Whether connections to ports on which redirect does not pay are left on TCP.
+    pub adaptive: bool,
     /// Bytes that may be redirected in one direction of one flow and not yet proven drained.
     pub credit_bytes: u32,
     /// Ports (of the destination) whose flows stay on TCP.
@@ -170,6 +172,7 @@ impl Default for Redirect {
     fn default() -> Self {
         Self {
             enabled: true,
+            adaptive: true,
             credit_bytes: 256 * 1024,
             exclude_ports: BTreeSet::new(),
         }

@@ -9,7 +9,10 @@ use std::{
 
 use sidecar_common::{
     address::Address,
-    layout::{SOCKET_OPTION_CLAIM_PEER, SOCKET_OPTION_LEVEL},
+    layout::{
+        ROOM_TCP, ROOM_UNDECIDED, SOCKET_OPTION_CLAIM_PEER, SOCKET_OPTION_LEVEL,
+        SOCKET_OPTION_ROOM,
+    },
 };
 
 /// Tells the kernel half, before `socket` connects to the application, which client the application shall see.
@@ -32,6 +35,39 @@ pub fn claim_peer(socket: &impl AsFd, client: SocketAddr) -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+/// What the kernel half says of how much may be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// As much as TCP takes; also where no kernel half is attached.
+    Tcp,
+    /// The other end is not accepted yet: ask again.
+    Undecided,
+    /// So many bytes; 0: ask again later.
+    Bytes(u32),
+}
+
+/// Asks the kernel half how many bytes may be written to `socket` now.
+pub fn room(socket: &impl AsFd) -> Answer {
+    let mut room = 0_u32;
+    let mut length = size_of::<u32>() as libc::socklen_t;
+    // SAFETY: value and length are live and of the sizes that the option wants.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            SOCKET_OPTION_LEVEL,
+            SOCKET_OPTION_ROOM,
+            (&raw mut room).cast(),
+            &raw mut length,
+        )
+    };
+    match room {
+        _ if result != 0 => Answer::Tcp,
+        ROOM_TCP => Answer::Tcp,
+        ROOM_UNDECIDED => Answer::Undecided,
+        bytes => Answer::Bytes(bytes),
     }
 }
 

@@ -56,6 +56,7 @@ pub fn config_dump(snapshot: &Snapshot) -> Value {
         "identity": snapshot.identity.as_ref().map(|identity| format!("{identity:?}")),
         "redirect": {
             "enabled": redirect.enabled,
+            "adaptive": redirect.adaptive,
             "credit_bytes": redirect.credit_bytes,
             "exclude_ports": redirect.exclude_ports,
         },

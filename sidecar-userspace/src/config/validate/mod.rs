@@ -132,6 +132,7 @@ fn inbound(report: &mut Report, snapshot: &mut Snapshot, file: file::Inbound) {
 fn redirect(report: &mut Report, snapshot: &mut Snapshot, file: file::Redirect) {
     let redirect = &mut snapshot.redirect;
     report.set(&mut redirect.enabled, file.enabled);
+    report.set(&mut redirect.adaptive, file.adaptive);
     report.set(&mut redirect.credit_bytes, file.credit);
     let exclude = file.exclude.unwrap_or_default();
     redirect.exclude_ports = report.values(exclude.ports).into_iter().collect();
