@@ -4,9 +4,7 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use sidecar_common::{
     address::Address,
     record::{COUNTERS as COUNTER_SLOTS, Counter, EVENT_SPLICE, Event},
-    settings::{
-        Cgroup, ROLE_EXCLUDED, ROLE_PROXY, WORKLOAD_PROXY_SPLICES, WORKLOAD_SPLICES,
-    },
+    settings::{Cgroup, ROLE_EXCLUDED, ROLE_PROXY, WORKLOAD_PROXY_SPLICES, WORKLOAD_SPLICES},
 };
 
 use crate::{

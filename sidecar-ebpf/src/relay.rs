@@ -3,7 +3,10 @@
 
 use aya_ebpf::{macros::sk_msg, programs::SkMsgContext};
 use sidecar_common::{
-    flow::Direction, layout::{ROOM_TCP, ROOM_UNDECIDED}, origin::SocketState, record::Counter,
+    flow::Direction,
+    layout::{ROOM_TCP, ROOM_UNDECIDED},
+    origin::SocketState,
+    record::Counter,
 };
 use sidecar_ebpf::decide::{self, Evidence, Room};
 
@@ -93,8 +96,8 @@ pub fn room(tcp_state: u32, state: &mut SocketState) -> u32 {
         // leaves the machine, so that this is a matter of microseconds. (Another proxy takes TCP gladly meanwhile.)
         let waits = state.claimed_peer.is_some()
             && PENDING
-            .get_ptr(&peer)
-            .is_some_and(|pending| read(pending).owner == state.cookie);
+                .get_ptr(&peer)
+                .is_some_and(|pending| read(pending).owner == state.cookie);
         return if waits { ROOM_UNDECIDED } else { ROOM_TCP };
     };
     if direction.flags & (Direction::TO_PROXY | Direction::TCP) != 0 || TUNABLES.load().naive != 0 {

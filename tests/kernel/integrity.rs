@@ -89,7 +89,7 @@ fn between_pods(address: impl Fn(&Workload<'_>) -> SocketAddr) {
 }
 
 /// Redirect, also where it does not pay.
-fn always() -> Settings {
+pub fn always() -> Settings {
     Settings::default().set("redirect.adaptive", false)
 }
 
@@ -182,12 +182,8 @@ fn exact_with_a_sidecar_at_one_end() {
 #[test]
 fn naive_redirect_is_caught() {
     World::play(|world| {
-        let a = world
-            .workload("a")?
-            .with_sidecar(&always().naive())?;
-        let b = world
-            .workload("b")?
-            .with_sidecar(&always().naive())?;
+        let a = world.workload("a")?.with_sidecar(&always().naive())?;
+        let b = world.workload("b")?.with_sidecar(&always().naive())?;
         let _congestion = congest(world, &a)?;
         let ends = Ends {
             client: &a,

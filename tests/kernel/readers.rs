@@ -7,7 +7,7 @@ use sidecar_tests::{
     world::{Settings, Workload, World},
 };
 
-use crate::integrity::{Ends, exchange};
+use crate::integrity::{Ends, always, exchange};
 
 /// As `traffic --how` names them.
 pub const WAYS: [&str; 10] = [
@@ -28,8 +28,8 @@ const CONNECTIONS: &str = "200";
 /// Both ends read in one way; each sleeps in `send` with one thread and reads with another.
 fn read_exactly(how: &str) {
     World::play(|world| {
-        let a = world.workload("a")?.with_sidecar(&Settings::default())?;
-        let b = world.workload("b")?.with_sidecar(&Settings::default())?;
+        let a = world.workload("a")?.with_sidecar(&always())?;
+        let b = world.workload("b")?.with_sidecar(&always())?;
         for (client, server) in [(&a, &b), (&a, &a)] {
             let (client, server) = read(how, client, server)?;
             client.expect_exact(200)?;
@@ -120,8 +120,8 @@ fn so_rcvtimeo() {
 #[test]
 fn hasty_epoll() {
     World::play(|world| {
-        let a = world.workload("a")?.with_sidecar(&Settings::default())?;
-        let b = world.workload("b")?.with_sidecar(&Settings::default())?;
+        let a = world.workload("a")?.with_sidecar(&always())?;
+        let b = world.workload("b")?.with_sidecar(&always())?;
         for (client, server) in [(&a, &b), (&a, &a)] {
             for address in [server.v4(7000), server.v6(7000)] {
                 let ends = Ends {
@@ -145,8 +145,8 @@ fn hasty_epoll() {
 #[test]
 fn splice_is_detected() {
     World::play(|world| {
-        let a = world.workload("a")?.with_sidecar(&Settings::default())?;
-        let b = world.workload("b")?.with_sidecar(&Settings::default())?;
+        let a = world.workload("a")?.with_sidecar(&always())?;
+        let b = world.workload("b")?.with_sidecar(&always())?;
         let (client, server) = read("splice", &a, &b)?;
         println!("first: {client:?}\n{server:?}");
         ensure!(

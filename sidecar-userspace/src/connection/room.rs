@@ -19,7 +19,7 @@ use rustix::time::{
 };
 use tokio::{
     io::unix::AsyncFd,
-    time::{Instant, Sleep, sleep},
+    time::{Sleep, sleep},
 };
 
 use crate::sys::sockopt::{self, Answer};
@@ -76,12 +76,7 @@ impl Room {
     }
 
     /// As [`Self::now`], waiting until there is room for at least one byte.
-    pub fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        socket: &impl AsFd,
-        wanted: usize,
-    ) -> Poll<usize> {
+    pub fn poll(&mut self, cx: &mut Context<'_>, socket: &impl AsFd, wanted: usize) -> Poll<usize> {
         loop {
             if let Some(wait) = &mut self.wait {
                 ready!(wait.poll(cx));

@@ -67,8 +67,8 @@ pub fn reset(tcp: TcpStream) {
     drop(tcp);
 }
 
-/// Writes what there is room for, without tokio's own `poll_write`, which takes a short write for a full socket: on a socket in the SOCKHASH
-/// that says nothing, as with reading.
+/// Writes what there is room for, without tokio's own `poll_write`, which takes a short write for a full socket: on a
+/// socket in the SOCKHASH that says nothing, as with reading.
 pub fn poll_write(
     cx: &mut Context<'_>,
     tcp: &TcpStream,

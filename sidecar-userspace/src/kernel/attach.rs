@@ -23,8 +23,8 @@ use sidecar_common::{
     names,
     record::Counter,
     settings::{
-        Cgroup as CgroupEntry, ROLE_APPLICATION, ROLE_PROXY, WORKLOAD_PROXY_SPLICES, WORKLOAD_REDIRECT, WORKLOAD_SPLICES,
-        Workload,
+        Cgroup as CgroupEntry, ROLE_APPLICATION, ROLE_PROXY, WORKLOAD_PROXY_SPLICES,
+        WORKLOAD_REDIRECT, WORKLOAD_SPLICES, Workload,
     },
 };
 use thiserror::Error;

@@ -10,8 +10,7 @@ use std::{
 use sidecar_common::{
     address::Address,
     layout::{
-        ROOM_TCP, ROOM_UNDECIDED, SOCKET_OPTION_CLAIM_PEER, SOCKET_OPTION_LEVEL,
-        SOCKET_OPTION_ROOM,
+        ROOM_TCP, ROOM_UNDECIDED, SOCKET_OPTION_CLAIM_PEER, SOCKET_OPTION_LEVEL, SOCKET_OPTION_ROOM,
     },
 };
 

@@ -97,7 +97,7 @@ const ALWAYS: [&str; 5] = [
 ];
 
 /// What the kernel half's counters mean, by the value of their only label.
-const WORDS: [(&str, &str); 25] = [
+const WORDS: [(&str, &str); 27] = [
     ("steered", "connections steered to the proxy"),
     ("excluded", "connections left alone: excluded"),
     ("loopback", "connections left alone: loopback"),
@@ -117,7 +117,6 @@ const WORDS: [(&str, &str); 25] = [
         "unprofitable",
         "sockets not paired: it does not pay on this port",
     ),
-    ("released", "sockets no longer paired: half-closed"),
     ("redirected", "messages redirected past TCP"),
     (
         "passed_order",
@@ -127,6 +126,18 @@ const WORDS: [(&str, &str); 25] = [
     (
         "passed_application",
         "messages left to TCP: towards an application",
+    ),
+    (
+        "passed_blocking",
+        "messages left to TCP: the application blocks in its reads",
+    ),
+    (
+        "passed_ulp",
+        "messages left to TCP: another protocol on top of it",
+    ),
+    (
+        "held_back",
+        "waits of the proxy until the application had read",
     ),
     (
         "passed_bulk",
@@ -147,7 +158,7 @@ const WORDS: [(&str, &str); 25] = [
     ("passed_off", "messages left to TCP: redirect is off"),
     ("passed_miss", "messages left to TCP: the kernel refused"),
     ("splice", "reads by splice"),
-    ("spurious_again", "blocking reads that returned EAGAIN"),
+    ("denied", "outbound connections refused: destination denied"),
     ("redirect", "bytes redirected past TCP"),
     ("tcp", "bytes of paired sockets left to TCP"),
 ];
