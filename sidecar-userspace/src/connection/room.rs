@@ -37,8 +37,6 @@ const UNDECIDED_WAITS: u32 = 100;
 #[derive(Debug, Default)]
 pub struct Room {
     left: Left,
-    /// Since room was last given.
-    waits: u32,
     /// Made at the first wait.
     wait: Option<Box<Wait>>,
 }
@@ -51,7 +49,7 @@ enum Left {
     /// As much as TCP takes.
     Tcp,
     /// So many bytes before the next question.
-    Bytes(usize),
+    Bytes(u32),
 }
 
 impl Room {
@@ -60,17 +58,18 @@ impl Room {
         if let Left::Bytes(left) = self.left
             && left > 0
         {
-            return wanted.min(left);
+            return wanted.min(left as usize);
         }
+        let waits = self.wait.as_ref().map_or(0, |wait| wait.waits);
         if !matches!(self.left, Left::Tcp) {
             self.left = match sockopt::room(socket) {
-                Answer::Undecided if self.waits < UNDECIDED_WAITS => return 0,
+                Answer::Undecided if waits < UNDECIDED_WAITS => return 0,
                 Answer::Undecided | Answer::Tcp => Left::Tcp,
-                Answer::Bytes(bytes) => Left::Bytes(bytes as usize),
+                Answer::Bytes(bytes) => Left::Bytes(bytes),
             };
         }
         match self.left {
-            Left::Bytes(left) => wanted.min(left),
+            Left::Bytes(left) => wanted.min(left as usize),
             Left::Unknown | Left::Tcp => wanted,
         }
     }
@@ -83,19 +82,21 @@ impl Room {
             }
             let room = self.now(socket, wanted);
             if room > 0 || wanted == 0 {
-                self.waits = 0;
+                if let Some(wait) = &mut self.wait {
+                    wait.waits = 0;
+                }
                 return Poll::Ready(room);
             }
             let wait = self.wait.get_or_insert_with(Box::default);
-            wait.begin(period(self.waits));
-            self.waits = self.waits.saturating_add(1);
+            wait.begin(period(wait.waits));
+            wait.waits = wait.waits.saturating_add(1);
         }
     }
 
     /// `bytes` were written.
     pub fn spend(&mut self, bytes: usize) {
         if let Left::Bytes(left) = &mut self.left {
-            *left = left.saturating_sub(bytes);
+            *left = left.saturating_sub(u32::try_from(bytes).unwrap_or(u32::MAX));
         }
     }
 }
@@ -110,6 +111,8 @@ fn period(waits: u32) -> Duration {
 #[derive(Debug, Default)]
 struct Wait {
     state: State,
+    /// How many there were since room was last given.
+    waits: u32,
     /// Kept from one wait to the next.
     timer: Option<AsyncFd<OwnedFd>>,
 }
