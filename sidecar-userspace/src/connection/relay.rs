@@ -58,6 +58,14 @@ impl Settings {
             buffer_bytes: snapshot.limits.buffer_bytes,
         }
     }
+
+    /// Of one read, in a direction that has moved `moved_bytes`.
+    fn read_bytes(self, moved_bytes: u64) -> usize {
+        match moved_bytes {
+            ..BULK_AFTER_BYTES => FIRST_READ_BYTES.min(self.buffer_bytes),
+            _ => self.buffer_bytes,
+        }
+    }
 }
 
 /// Relays until both directions ended or one side failed. If the future is dropped before, both sides are reset.
@@ -284,10 +292,7 @@ impl Flow {
         settings: Settings,
         turn: &mut Turn,
     ) -> Result<(), Failure> {
-        let limit = match self.moved_bytes {
-            ..BULK_AFTER_BYTES => FIRST_READ_BYTES.min(settings.buffer_bytes),
-            _ => settings.buffer_bytes,
-        };
+        let limit = settings.read_bytes(self.moved_bytes);
         let mut buffer = pool.take(settings.buffer_bytes);
         let space = buffer.get_mut(..limit).unwrap_or_default();
         let read = match from.try_read(space) {

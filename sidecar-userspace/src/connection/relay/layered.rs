@@ -12,8 +12,7 @@ use tokio::{
 };
 
 use super::{
-    BULK_AFTER_BYTES, End, FIRST_READ_BYTES, Failure, Patience, Settings, Turn, client_failed,
-    failed_unseen, upstream_failed,
+    End, Failure, Patience, Settings, Turn, client_failed, failed_unseen, upstream_failed,
 };
 use crate::connection::{
     Ended, Outcome, Reason, Transport,
@@ -182,10 +181,7 @@ impl Flow {
         settings: Settings,
         turn: &mut Turn,
     ) -> Poll<Result<(), Failure>> {
-        let limit = match self.moved_bytes {
-            ..BULK_AFTER_BYTES => FIRST_READ_BYTES.min(settings.buffer_bytes),
-            _ => settings.buffer_bytes,
-        };
+        let limit = settings.read_bytes(self.moved_bytes);
         let mut buffer = pool.take(settings.buffer_bytes);
         let mut space = ReadBuf::new(buffer.get_mut(..limit).unwrap_or_default());
         let read = match Pin::new(from).poll_read(cx, &mut space) {
