@@ -94,12 +94,15 @@ pub enum StartError {
 impl Proxy {
     /// A proxy for connections that the kernel half steers.
     pub fn new(snapshot: Arc<SnapshotHandle>, listeners: Listeners, metrics: Arc<Metrics>) -> Self {
+        let origin = KernelOrigin {
+            inbound_port: listeners.ports.inbound,
+        };
         Self {
             snapshot,
             listeners,
             metrics,
             readiness: Readiness::default(),
-            origin: Arc::new(KernelOrigin),
+            origin: Arc::new(origin),
             log_filter: None,
             mesh: None,
         }

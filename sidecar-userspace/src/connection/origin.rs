@@ -22,9 +22,13 @@ pub trait OriginSource: Debug + Send + Sync {
 }
 
 /// Asks the socket: `SO_ORIGINAL_DST` for outbound connections, which the kernel half (or conntrack) answers,
-/// and the local address for inbound ones, which steering leaves as it was.
-#[derive(Debug, Default)]
-pub struct KernelOrigin;
+/// and the local address for inbound ones, which `sk_lookup` leaves as it was. Whoever was redirected to the inbound
+/// listener by NAT has the listener's port there, and conntrack knows the one before.
+#[derive(Debug)]
+pub struct KernelOrigin {
+    /// Of the inbound listener.
+    pub inbound_port: u16,
+}
 
 impl OriginSource for KernelOrigin {
     fn original(
@@ -33,7 +37,7 @@ impl OriginSource for KernelOrigin {
         accepted: &TcpStream,
     ) -> io::Result<Option<SocketAddr>> {
         let local = canonical(accepted.local_addr()?);
-        if direction == Direction::Inbound {
+        if direction == Direction::Inbound && local.port() != self.inbound_port {
             return Ok(Some(local));
         }
         let socket = SockRef::from(accepted);
@@ -43,8 +47,11 @@ impl OriginSource for KernelOrigin {
         } else {
             answered(socket.original_dst_v6())?
         };
-        // conntrack answers for connections that nobody steered too, with the listener's own address.
-        Ok(answer.map(canonical).filter(|original| *original != local))
+        match direction {
+            Direction::Inbound => Ok(Some(answer.map_or(local, canonical))),
+            // conntrack answers for connections that nobody steered too, with the listener's own address.
+            Direction::Outbound => Ok(answer.map(canonical).filter(|original| *original != local)),
+        }
     }
 }
 
@@ -158,14 +165,15 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let _client = TcpStream::connect(address).await.unwrap();
         let (accepted, _) = listener.accept().await.unwrap();
+        let origin = KernelOrigin { inbound_port: 1 };
         assert_eq!(
-            KernelOrigin
+            origin
                 .original(Direction::Outbound, &accepted)
                 .unwrap(),
             None
         );
         assert_eq!(
-            KernelOrigin
+            origin
                 .original(Direction::Inbound, &accepted)
                 .unwrap(),
             Some(address)

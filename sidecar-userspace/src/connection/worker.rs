@@ -53,7 +53,7 @@ impl Worker {
             recorder: Recorder::for_tests(&metrics),
             drain,
             snapshot: SnapshotHandle::new(crate::model::Snapshot::builtin(), None),
-            origin: Arc::new(super::origin::KernelOrigin),
+            origin: Arc::new(super::origin::KernelOrigin { inbound_port: 0 }),
             own_ports: OwnPorts {
                 outbound: 0,
                 inbound: 0,
