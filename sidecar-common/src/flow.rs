@@ -37,7 +37,8 @@ impl FlowKey {
 }
 
 /// One direction of a flow, keyed by its receiver. The receiver writes it once, when it enters the map; from then
-/// on only the sender does, under its own socket's lock.
+/// on only the sender does, under its own socket's lock, and whoever is joined to it (see [`Direction::next`]), which
+/// never has anything to send while the sender has.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Direction {
@@ -49,6 +50,14 @@ pub struct Direction {
     pub sent_bytes: u64,
     /// Of those, how many the receiver was seen to have read.
     pub drained_bytes: u64,
+    /// The receiver is a proxy that passes every byte on unchanged, to this receiver; all zero: it is not.
+    pub next: FlowKey,
+    /// Bytes that went past the receiver, straight to the end of the chain of `next`.
+    pub joined_bytes: u64,
+    /// The receiver's sequence number where the direction begins.
+    pub start_seq: u32,
+    /// The receiver is an application: bytes that its proxy has passed on to it, all of which are written. Modulo 2^32.
+    pub settled_bytes: u32,
     /// The receiver's workload.
     pub workload: u32,
     /// See the constants.
@@ -62,9 +71,11 @@ impl Direction {
     pub const ASKED: u32 = 2;
     /// The receiver is an application, and something took TCP: all that follows does.
     pub const TCP: u32 = 4;
+    /// `settled_bytes` is valid.
+    pub const SETTLED: u32 = 8;
 }
 
-const _: () = assert!(size_of::<FlowKey>() == 48 && size_of::<Direction>() == 40);
+const _: () = assert!(size_of::<FlowKey>() == 48 && size_of::<Direction>() == 104);
 
 #[cfg(feature = "user")]
 mod user {

@@ -12,6 +12,8 @@ pub struct SocketState {
     pub cookie: u64,
     /// Where its `tcp_sock` is; on a socket that is just accepted, the listener's. 0: not known.
     pub socket: u64,
+    /// `Direction::joined_bytes` of a socket that has left the map.
+    pub joined_bytes: u64,
     /// The destination that the application asked for: on the application's steered socket and on the
     /// proxy's accepted one.
     pub original: Address,
@@ -75,7 +77,7 @@ impl Pending {
     pub const TCP_ONLY: u32 = 2;
 }
 
-const _: () = assert!(size_of::<SocketState>() == 144 && size_of::<Pending>() == 56);
+const _: () = assert!(size_of::<SocketState>() == 152 && size_of::<Pending>() == 56);
 
 #[cfg(feature = "user")]
 mod user {

@@ -28,6 +28,8 @@ pub enum Counter {
     Unprofitable,
     /// Message moved past TCP.
     Redirected,
+    /// Of those, how many went past the proxies, to the application at the other end.
+    Joined,
     /// Message left to TCP: earlier bytes are not proven read.
     PassedOrder,
     /// Message left to TCP: credit used up.
@@ -62,7 +64,7 @@ pub enum Counter {
     Denied,
 }
 
-pub const COUNTERS: usize = 27;
+pub const COUNTERS: usize = 28;
 
 impl Counter {
     pub const ALL: [Self; COUNTERS] = [
@@ -77,6 +79,7 @@ impl Counter {
         Self::Unpaired,
         Self::Unprofitable,
         Self::Redirected,
+        Self::Joined,
         Self::PassedOrder,
         Self::PassedCredit,
         Self::PassedBulk,
@@ -109,6 +112,7 @@ impl Counter {
             Self::Unpaired => "unpaired",
             Self::Unprofitable => "unprofitable",
             Self::Redirected => "redirected",
+            Self::Joined => "joined",
             Self::PassedOrder => "passed_order",
             Self::PassedCredit => "passed_credit",
             Self::PassedBulk => "passed_bulk",

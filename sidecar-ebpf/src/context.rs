@@ -540,6 +540,20 @@ pub fn address_from(bytes: &[u8; 20]) -> Address {
     unsafe { ptr::read_unaligned(bytes.as_ptr().cast()) }
 }
 
+/// Bytes of a [`FlowKey`] that came through setsockopt.
+#[inline(always)]
+pub fn flow_from(bytes: &[u8; 48]) -> FlowKey {
+    // SAFETY: as above.
+    unsafe { ptr::read_unaligned(bytes.as_ptr().cast()) }
+}
+
+/// A [`FlowKey`] for getsockopt.
+#[inline(always)]
+pub fn flow_bytes(flow: FlowKey) -> [u8; 48] {
+    // SAFETY: plain data without padding.
+    unsafe { core::mem::transmute(flow) }
+}
+
 /// A copy of a map's value.
 #[inline(always)]
 pub fn read<T: Copy>(value: *const T) -> T {

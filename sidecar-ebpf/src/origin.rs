@@ -7,13 +7,17 @@ use aya_ebpf::{
 };
 use sidecar_common::{
     address::Address,
-    layout::{SOCKET_OPTION_CLAIM_PEER, SOCKET_OPTION_LEVEL, SOCKET_OPTION_ROOM},
+    layout::{
+        SOCKET_OPTION_CLAIM_PEER, SOCKET_OPTION_FLOW, SOCKET_OPTION_JOIN,
+        SOCKET_OPTION_JOINED_BYTES, SOCKET_OPTION_LEVEL, SOCKET_OPTION_ROOM, SOCKET_OPTION_SETTLE,
+    },
     origin::SocketState,
 };
 
 use crate::{
-    context::{SocketOption, UserAddress, address_from},
-    maps::SOCKETS,
+    context::{SocketOption, UserAddress, address_from, flow_bytes, flow_from, read},
+    join,
+    maps::{DIRECTIONS, SOCKETS},
     relay,
 };
 
@@ -59,8 +63,8 @@ pub fn origin_getsockopt(ctx: SockoptContext) -> i32 {
 #[inline(always)]
 fn try_getsockopt(ctx: &SockoptContext) -> Option<()> {
     let (level, name) = ctx.name();
-    if (level, name) == (SOCKET_OPTION_LEVEL, SOCKET_OPTION_ROOM) {
-        return room(ctx);
+    if level == SOCKET_OPTION_LEVEL {
+        return answer_proxy(ctx, name);
     }
     if name != SO_ORIGINAL_DST || (level != SOL_IP && level != SOL_IPV6) {
         return None;
@@ -102,16 +106,34 @@ fn try_getsockopt(ctx: &SockoptContext) -> Option<()> {
     Some(())
 }
 
-/// The proxy asks, before it writes, how much it may write.
+/// What the proxy asks of its own sockets.
 #[inline(always)]
-fn room(ctx: &SockoptContext) -> Option<()> {
+fn answer_proxy(ctx: &SockoptContext, name: i32) -> Option<()> {
     let socket = ctx.socket()?;
     let state = SOCKETS.get(socket)?;
     if !state.is(SocketState::PROXY) {
         return None;
     }
-    *ctx.value::<4>()? = relay::room(socket.state(), state).to_ne_bytes();
-    ctx.answered(4);
+    match name {
+        SOCKET_OPTION_ROOM => {
+            *ctx.value::<4>()? = relay::room(socket.state(), state).to_ne_bytes();
+            ctx.answered(4);
+        }
+        SOCKET_OPTION_FLOW if state.is(SocketState::IN_MAP) => {
+            *ctx.value::<48>()? = flow_bytes(state.flow);
+            ctx.answered(48);
+        }
+        SOCKET_OPTION_JOINED_BYTES => {
+            let bytes = if state.is(SocketState::IN_MAP) {
+                read(DIRECTIONS.get_ptr(&state.flow)?).joined_bytes
+            } else {
+                state.joined_bytes
+            };
+            *ctx.value::<8>()? = bytes.to_ne_bytes();
+            ctx.answered(8);
+        }
+        _ => return None,
+    }
     Some(())
 }
 
@@ -130,18 +152,25 @@ pub fn origin_setsockopt(ctx: SockoptContext) -> i32 {
     ALLOW
 }
 
-/// The proxy says, before it connects to the application, which client the application shall see. Only sockets
-/// of a workload of the same enrolment will believe it.
+/// What the proxy says of its own sockets.
 #[inline(always)]
 fn try_setsockopt(ctx: &SockoptContext) -> Option<()> {
-    if ctx.name() != (SOCKET_OPTION_LEVEL, SOCKET_OPTION_CLAIM_PEER) {
+    let (level, name) = ctx.name();
+    if level != SOCKET_OPTION_LEVEL {
         return None;
     }
     let state = SOCKETS.get(ctx.socket()?)?;
     if !state.is(SocketState::PROXY) {
         return None;
     }
-    state.claimed_peer = address_from(ctx.value::<20>()?);
+    match name {
+        // Before it connects to the application: which client the application shall see. Only sockets of a workload of the
+        // same enrolment will believe it.
+        SOCKET_OPTION_CLAIM_PEER => state.claimed_peer = address_from(ctx.value::<20>()?),
+        SOCKET_OPTION_JOIN => join::join(state, &flow_from(ctx.value::<48>()?))?,
+        SOCKET_OPTION_SETTLE => join::settle(state, u32::from_ne_bytes(*ctx.value::<4>()?))?,
+        _ => return None,
+    }
     ctx.taken();
     Some(())
 }

@@ -9,7 +9,7 @@ use sidecar_common::{
 };
 
 use crate::{
-    context::{Operation, Socket, read, update},
+    context::{Operation, Socket, entry, update},
     maps::{DIRECTIONS, FLOWS, PROFILES},
     record::{count, event},
 };
@@ -50,6 +50,7 @@ fn try_insert(ctx: &SockOpsContext, socket: Socket, state: &mut SocketState) -> 
         } else {
             0
         },
+        start_seq: tcp.copied_seq()?,
         ..Direction::default()
     };
     DIRECTIONS.insert(&state.flow, &direction, NOEXIST).ok()?;
@@ -66,11 +67,12 @@ fn try_insert(ctx: &SockOpsContext, socket: Socket, state: &mut SocketState) -> 
 
 /// The socket is closed; the kernel removes it from `FLOWS` itself.
 #[inline(always)]
-pub fn remove(state: &SocketState) {
-    if DIRECTIONS
-        .get_ptr(&state.flow)
-        .is_some_and(|d| read(d).receiver == state.cookie)
+pub fn remove(state: &mut SocketState) {
+    if let Some(direction) = DIRECTIONS.get_ptr_mut(&state.flow).map(entry)
+        && direction.receiver == state.cookie
     {
+        // The proxy asks for it when all is over.
+        state.joined_bytes = direction.joined_bytes;
         let _ = DIRECTIONS.remove(&state.flow);
     }
     learn(state, state.redirected as u64, state.passed as u64);

@@ -12,13 +12,14 @@ use sidecar_ebpf::decide::{self, Evidence, Room};
 
 use crate::{
     context::{Socket, TUNABLES, TcpSocket, entry, read, sender},
+    join,
     maps::{DIRECTIONS, FLOWS, PENDING, SOCKETS, WORKLOADS},
     record::count,
 };
 
 /// What is not redirected takes TCP.
-const SK_PASS: u32 = 1;
-const BPF_F_INGRESS: u64 = 1;
+pub const SK_PASS: u32 = 1;
+pub const BPF_F_INGRESS: u64 = 1;
 
 /// Always passes. Refusing is no way to make a sender wait: the kernel keeps a refusal for all that follows on the
 /// socket (`psock->eval` stays in net/ipv4/tcp_bpf.c).
@@ -35,13 +36,16 @@ pub fn relay_message(ctx: SkMsgContext) -> u32 {
     }
     let bytes = ctx.size();
     match try_message(&ctx, socket, state) {
-        Ok(()) => {
-            if decide::gains(bytes) {
+        Ok(way) => {
+            if way == Way::Joined || decide::gains(bytes) {
                 state.redirected = state.redirected.wrapping_add(1);
             } else {
                 state.passed = state.passed.wrapping_add(1);
             }
             count(state.workload, Counter::Redirected, 1);
+            if way == Way::Joined {
+                count(state.workload, Counter::Joined, 1);
+            }
             count(state.workload, Counter::RedirectedBytes, bytes as u64);
         }
         Err(why) => {
@@ -53,8 +57,21 @@ pub fn relay_message(ctx: SkMsgContext) -> u32 {
     SK_PASS
 }
 
+/// Where a message was redirected to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// The other end of the connection.
+    Peer,
+    /// The application at the far end, past the proxies between.
+    Joined,
+}
+
 #[inline(always)]
-fn try_message(ctx: &SkMsgContext, socket: Socket, state: &mut SocketState) -> Result<(), Counter> {
+fn try_message(
+    ctx: &SkMsgContext,
+    socket: Socket,
+    state: &mut SocketState,
+) -> Result<Way, Counter> {
     let mut peer = state.flow.peer();
     let direction = DIRECTIONS
         .get_ptr_mut(&peer)
@@ -62,6 +79,9 @@ fn try_message(ctx: &SkMsgContext, socket: Socket, state: &mut SocketState) -> R
         .ok_or(Counter::PassedNoPeer)?;
     let bytes = ctx.size();
     if TUNABLES.load().naive == 0 {
+        if !state.is(SocketState::PROXY) && join::try_message(ctx, socket, state, direction) {
+            return Ok(Way::Joined);
+        }
         let evidence =
             evidence(socket.state(), state, direction, bytes).ok_or(Counter::PassedMiss)?;
         decide::relay(&evidence).inspect_err(|_| take_tcp(state, direction))?;
@@ -71,7 +91,7 @@ fn try_message(ctx: &SkMsgContext, socket: Socket, state: &mut SocketState) -> R
         return Err(Counter::PassedMiss);
     }
     direction.sent_bytes = direction.sent_bytes.wrapping_add(bytes as u64);
-    Ok(())
+    Ok(Way::Peer)
 }
 
 /// Towards an application there is no way back from TCP: see `decide::relay`.
@@ -137,9 +157,7 @@ fn evidence(
     let sender = TcpSocket::from_word(state.socket);
     let receiver = TcpSocket::from_word(direction.socket);
     let workload = WORKLOADS.get(direction.workload)?;
-    if direction.drained_bytes != direction.sent_bytes && receiver.ingress_is_empty() {
-        direction.drained_bytes = direction.sent_bytes;
-    }
+    let unread_bytes = unread(direction, receiver);
     let to_proxy = direction.flags & Direction::TO_PROXY != 0;
     // An application is at one end at most.
     let application = if to_proxy { sender } else { receiver };
@@ -154,8 +172,19 @@ fn evidence(
         tcp_state,
         write_seq: sender.write_seq()?,
         copied_seq: receiver.copied_seq()?,
-        unread_bytes: direction.sent_bytes.wrapping_sub(direction.drained_bytes),
+        unread_bytes,
         message_bytes: bytes,
         credit_bytes: workload.credit_bytes,
     })
+}
+
+/// Bytes redirected that the receiver has not been seen to have read.
+#[inline(always)]
+pub fn unread(direction: &mut Direction, receiver: TcpSocket) -> u64 {
+    // Read once: another sender may add to it meanwhile.
+    let sent_bytes = direction.sent_bytes;
+    if direction.drained_bytes != sent_bytes && receiver.ingress_is_empty() {
+        direction.drained_bytes = sent_bytes;
+    }
+    sent_bytes.wrapping_sub(direction.drained_bytes)
 }

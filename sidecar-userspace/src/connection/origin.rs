@@ -167,15 +167,11 @@ mod tests {
         let (accepted, _) = listener.accept().await.unwrap();
         let origin = KernelOrigin { inbound_port: 1 };
         assert_eq!(
-            origin
-                .original(Direction::Outbound, &accepted)
-                .unwrap(),
+            origin.original(Direction::Outbound, &accepted).unwrap(),
             None
         );
         assert_eq!(
-            origin
-                .original(Direction::Inbound, &accepted)
-                .unwrap(),
+            origin.original(Direction::Inbound, &accepted).unwrap(),
             Some(address)
         );
     }

@@ -29,7 +29,10 @@ use super::{
 };
 use crate::{model::Snapshot, tls::failure};
 
+mod join;
 mod layered;
+
+use join::Join;
 
 /// Bytes of one read at first and, once a direction has moved [`BULK_AFTER_BYTES`], the configured size.
 const FIRST_READ_BYTES: usize = 16 * 1024;
@@ -99,6 +102,7 @@ async fn sockets(client: Stream, upstream: Stream, pool: &Buffers, settings: Set
         sockets: Some((client, upstream)),
         to_upstream: Flow::new(&from_client),
         to_client: Flow::new(&from_upstream),
+        join: Join::default(),
     };
     let (outcome, detail) = {
         let mut patience = Patience::new(settings.idle_timeout);
@@ -106,14 +110,15 @@ async fn sockets(client: Stream, upstream: Stream, pool: &Buffers, settings: Set
         std::future::poll_fn(|cx| pair.poll(cx, pool, settings, &mut patience, timer.as_mut()))
             .await
     };
+    let (past_to_upstream, past_to_client) = pair.joined_bytes();
     if outcome == Outcome::Success {
         // Both ends were said and heard: a plain close.
         pair.sockets.take();
     }
     Ended {
         outcome,
-        client_bytes: pair.to_upstream.moved_bytes,
-        upstream_bytes: pair.to_client.moved_bytes,
+        client_bytes: pair.to_upstream.moved_bytes + past_to_upstream,
+        upstream_bytes: pair.to_client.moved_bytes + past_to_client,
         detail,
     }
 }
@@ -123,6 +128,7 @@ struct Pair {
     sockets: Option<(TcpStream, TcpStream)>,
     to_upstream: Flow,
     to_client: Flow,
+    join: Join,
 }
 
 /// One direction.
@@ -200,16 +206,35 @@ impl Pair {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
+        if there.moved || back.moved {
+            let (there, back) = self.join.turn(
+                &self.to_upstream.turned(client, upstream, &there),
+                &self.to_client.turned(upstream, client, &back),
+            );
+            self.to_upstream.forget_room(there);
+            self.to_client.forget_room(back);
+        }
         while timer.as_mut().poll(cx).is_ready() {
             if let Some(end) = failed_unseen(client, upstream) {
                 return Poll::Ready(end);
             }
+            patience.past(self.join.bytes(client, upstream));
             if patience.ends() {
                 return Poll::Ready((Reason::IdleTimeout.into(), None));
             }
             timer.as_mut().reset(Instant::now() + patience.period);
         }
         Poll::Pending
+    }
+}
+
+impl Pair {
+    /// To upstream and to the client.
+    fn joined_bytes(&self) -> (u64, u64) {
+        let sockets = self.sockets.as_ref();
+        sockets.map_or((0, 0), |(client, upstream)| {
+            self.join.bytes(client, upstream)
+        })
     }
 }
 
@@ -332,6 +357,26 @@ impl Flow {
         }
     }
 
+    fn turned<'a>(
+        &self,
+        from: &'a TcpStream,
+        to: &'a TcpStream,
+        turn: &Turn,
+    ) -> join::Direction<'a, TcpStream> {
+        join::Direction {
+            from,
+            to,
+            passed_bytes: self.moved_bytes,
+            settled: turn.moved && self.pending.is_empty() && !self.ended,
+        }
+    }
+
+    fn forget_room(&mut self, out_of_date: bool) {
+        if out_of_date {
+            self.room.forget();
+        }
+    }
+
     fn count(&mut self, written: usize, turn: &mut Turn) {
         self.moved_bytes += written as u64;
         turn.left_bytes = turn.left_bytes.saturating_sub(written);
@@ -346,6 +391,8 @@ struct Patience {
     quiet_for: Duration,
     /// Set by the relay whenever bytes move.
     moved: bool,
+    /// Bytes that went past the relay, both ways, when that was looked at last.
+    past_bytes: u64,
 }
 
 impl Patience {
@@ -359,7 +406,15 @@ impl Patience {
             period,
             quiet_for: Duration::ZERO,
             moved: false,
+            past_bytes: 0,
         }
+    }
+
+    /// So many bytes have gone past the relay, each way.
+    fn past(&mut self, (to_upstream, to_client): (u64, u64)) {
+        let past_bytes = to_upstream + to_client;
+        self.moved |= past_bytes != self.past_bytes;
+        self.past_bytes = past_bytes;
     }
 
     /// One period has passed; `true` if that is enough.

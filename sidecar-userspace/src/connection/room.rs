@@ -93,6 +93,13 @@ impl Room {
         }
     }
 
+    /// What was said of the room is out of date: others write to the same receiver.
+    pub fn forget(&mut self) {
+        if matches!(self.left, Left::Bytes(_)) {
+            self.left = Left::Unknown;
+        }
+    }
+
     /// `bytes` were written.
     pub fn spend(&mut self, bytes: usize) {
         if let Left::Bytes(left) = &mut self.left {

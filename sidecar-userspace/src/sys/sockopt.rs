@@ -9,8 +9,10 @@ use std::{
 
 use sidecar_common::{
     address::Address,
+    flow::FlowKey,
     layout::{
-        ROOM_TCP, ROOM_UNDECIDED, SOCKET_OPTION_CLAIM_PEER, SOCKET_OPTION_LEVEL, SOCKET_OPTION_ROOM,
+        ROOM_TCP, ROOM_UNDECIDED, SOCKET_OPTION_CLAIM_PEER, SOCKET_OPTION_FLOW, SOCKET_OPTION_JOIN,
+        SOCKET_OPTION_JOINED_BYTES, SOCKET_OPTION_LEVEL, SOCKET_OPTION_ROOM, SOCKET_OPTION_SETTLE,
     },
 };
 
@@ -20,21 +22,12 @@ use sidecar_common::{
 /// application then sees the proxy.
 pub fn claim_peer(socket: &impl AsFd, client: SocketAddr) -> io::Result<()> {
     let client = Address::from(client);
-    // SAFETY: the option's value is a live, initialised `Address` of the length that is given.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            SOCKET_OPTION_LEVEL,
-            SOCKET_OPTION_CLAIM_PEER,
-            (&raw const client).cast(),
-            size_of::<Address>() as libc::socklen_t,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    set(
+        socket,
+        SOCKET_OPTION_LEVEL,
+        SOCKET_OPTION_CLAIM_PEER,
+        client,
+    )
 }
 
 /// What the kernel half says of how much may be written.
@@ -50,44 +43,46 @@ pub enum Answer {
 
 /// Asks the kernel half how many bytes may be written to `socket` now.
 pub fn room(socket: &impl AsFd) -> Answer {
-    let mut room = 0_u32;
-    let mut length = size_of::<u32>() as libc::socklen_t;
-    // SAFETY: value and length are live and of the sizes that the option wants.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            SOCKET_OPTION_LEVEL,
-            SOCKET_OPTION_ROOM,
-            (&raw mut room).cast(),
-            &raw mut length,
-        )
-    };
-    match room {
-        _ if result != 0 => Answer::Tcp,
-        ROOM_TCP => Answer::Tcp,
-        ROOM_UNDECIDED => Answer::Undecided,
-        bytes => Answer::Bytes(bytes),
+    match get(socket, SOCKET_OPTION_LEVEL, SOCKET_OPTION_ROOM, 0_u32) {
+        Err(_) | Ok(ROOM_TCP) => Answer::Tcp,
+        Ok(ROOM_UNDECIDED) => Answer::Undecided,
+        Ok(bytes) => Answer::Bytes(bytes),
     }
+}
+
+/// Tells the kernel half that every byte is relayed as it is between the two sockets, both ways. Fails where messages to one
+/// of them are never redirected.
+pub fn join(one: &impl AsFd, other: &impl AsFd) -> io::Result<()> {
+    let other = get(
+        other,
+        SOCKET_OPTION_LEVEL,
+        SOCKET_OPTION_FLOW,
+        FlowKey::default(),
+    )?;
+    set(one, SOCKET_OPTION_LEVEL, SOCKET_OPTION_JOIN, other)
+}
+
+/// Tells the kernel half that everything for the application at the other end of `socket` is written, `bytes` since the
+/// connection began. Fails where the other end is no application, or messages to it take TCP.
+pub fn settle(socket: &impl AsFd, bytes: u64) -> io::Result<()> {
+    // Modulo 2^32, as sequence numbers are.
+    set(
+        socket,
+        SOCKET_OPTION_LEVEL,
+        SOCKET_OPTION_SETTLE,
+        bytes as u32,
+    )
+}
+
+/// Bytes for `socket` that went past it to where [`join`] leads.
+pub fn joined_bytes(socket: &impl AsFd) -> io::Result<u64> {
+    get(socket, SOCKET_OPTION_LEVEL, SOCKET_OPTION_JOINED_BYTES, 0)
 }
 
 /// Accepts data in the SYN (RFC 7413) on a listening socket, for up to `pending` connections at once. Has an
 /// effect only where `net.ipv4.tcp_fastopen` allows servers to.
 pub fn set_fastopen(listener: &impl AsFd, pending: i32) -> io::Result<()> {
-    // SAFETY: the option's value is a live `int` of the length that is given.
-    let result = unsafe {
-        libc::setsockopt(
-            listener.as_fd().as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_FASTOPEN,
-            (&raw const pending).cast(),
-            size_of::<i32>() as libc::socklen_t,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    set(listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, pending)
 }
 
 /// The longest time between two retransmissions, or probes of a closed window (Linux 6.15; before, `ENOPROTOOPT`).
@@ -96,14 +91,41 @@ const TCP_RTO_MAX_MS: libc::c_int = 44;
 /// Bounds the time between two retransmissions, and between two probes of a closed window. 1 s to 2 min.
 pub fn set_longest_retransmission(socket: &impl AsFd, bound: Duration) -> io::Result<()> {
     let milliseconds = i32::try_from(bound.as_millis()).unwrap_or(i32::MAX);
-    // SAFETY: the option's value is a live `int` of the length that is given.
+    set(socket, libc::IPPROTO_TCP, TCP_RTO_MAX_MS, milliseconds)
+}
+
+/// What [`set_longest_retransmission`] has set, or the kernel's own.
+pub fn longest_retransmission(socket: &impl AsFd) -> io::Result<Duration> {
+    let milliseconds = get(socket, libc::IPPROTO_TCP, TCP_RTO_MAX_MS, 0_i32)?;
+    Ok(Duration::from_millis(
+        u64::try_from(milliseconds).unwrap_or(0),
+    ))
+}
+
+/// The kernel's cookie of the calling thread's network namespace (Linux 5.14).
+pub fn netns_cookie() -> io::Result<u64> {
+    let socket = TcpListener::bind("127.0.0.1:0").or_else(|_| TcpListener::bind("[::1]:0"))?;
+    get(&socket, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, 0)
+}
+
+/// A type that every pattern of bytes is a value of, and that has no padding: what options of sockets are made of.
+trait Plain: Copy {}
+
+impl Plain for i32 {}
+impl Plain for u32 {}
+impl Plain for u64 {}
+impl Plain for Address {}
+impl Plain for FlowKey {}
+
+fn set<T: Plain>(socket: &impl AsFd, level: i32, name: i32, value: T) -> io::Result<()> {
+    // SAFETY: the option's value is live, initialised and of the length that is given.
     let result = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
-            libc::IPPROTO_TCP,
-            TCP_RTO_MAX_MS,
-            (&raw const milliseconds).cast(),
-            size_of::<i32>() as libc::socklen_t,
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of::<T>() as libc::socklen_t,
         )
     };
     if result == 0 {
@@ -113,43 +135,21 @@ pub fn set_longest_retransmission(socket: &impl AsFd, bound: Duration) -> io::Re
     }
 }
 
-/// What [`set_longest_retransmission`] has set, or the kernel's own.
-pub fn longest_retransmission(socket: &impl AsFd) -> io::Result<Duration> {
-    let mut milliseconds = 0_i32;
-    let mut length = size_of::<i32>() as libc::socklen_t;
-    // SAFETY: value and length are live and of the sizes that the option wants.
+/// `value`: what the option is where the kernel says less.
+fn get<T: Plain>(socket: &impl AsFd, level: i32, name: i32, mut value: T) -> io::Result<T> {
+    let mut length = size_of::<T>() as libc::socklen_t;
+    // SAFETY: value and length are live and of the sizes that are given; any bytes are a value.
     let result = unsafe {
         libc::getsockopt(
             socket.as_fd().as_raw_fd(),
-            libc::IPPROTO_TCP,
-            TCP_RTO_MAX_MS,
-            (&raw mut milliseconds).cast(),
-            &raw mut length,
-        )
-    };
-    match u64::try_from(milliseconds) {
-        Ok(milliseconds) if result == 0 => Ok(Duration::from_millis(milliseconds)),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// The kernel's cookie of the calling thread's network namespace (Linux 5.14).
-pub fn netns_cookie() -> io::Result<u64> {
-    let socket = TcpListener::bind("127.0.0.1:0").or_else(|_| TcpListener::bind("[::1]:0"))?;
-    let mut cookie = 0_u64;
-    let mut length = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: value and length are live and of the sizes that the option wants.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
+            level,
+            name,
+            (&raw mut value).cast(),
             &raw mut length,
         )
     };
     if result == 0 {
-        Ok(cookie)
+        Ok(value)
     } else {
         Err(io::Error::last_os_error())
     }
