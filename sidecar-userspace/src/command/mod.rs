@@ -23,12 +23,11 @@ use anyhow::Result;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    config::{self, ConfigErrors},
-    identity::source::Source,
+    config::{self, ConfigErrors, SnapshotHandle},
+    identity::source::keeper::Keeper,
     lifecycle::readiness::Readiness,
     model::Snapshot,
     telemetry::{admin::LogFilter, metrics::Metrics},
-    tls::mesh::MeshHandle,
 };
 
 /// Usage or configuration: nothing was started.
@@ -100,19 +99,15 @@ fn load(path: Option<&Path>) -> Result<Snapshot> {
     }
 }
 
-/// The identity that is configured, in force, and what keeps it so.
+/// The identity that is configured, in force and kept so, through reloads as well.
 fn identity(
-    snapshot: &Snapshot,
+    config: &SnapshotHandle,
     metrics: &Arc<Metrics>,
     readiness: &Readiness,
-) -> Result<Option<(Arc<MeshHandle>, Source)>> {
-    let Some(identity) = &snapshot.identity else {
-        return Ok(None);
-    };
-    let handle = MeshHandle::new(identity.min_version);
-    let ready = readiness.token("identity");
-    let source = Source::start(identity, &snapshot.workload, &handle, metrics, ready)?;
-    Ok(Some((handle, source)))
+) -> Result<Arc<Keeper>> {
+    let keeper = Keeper::start(&config.load(), metrics, readiness)?;
+    config.follow(keeper.clone());
+    Ok(keeper)
 }
 
 /// Refuses early and in words what would fail late.

@@ -29,12 +29,12 @@ pub fn run(args: Arguments) -> Result<ExitCode> {
     let listeners = Listeners::bind(&snapshot.listeners, &snapshot.timeouts, snapshot.workers)?;
     let metrics = Arc::new(Metrics::new().context("metrics")?);
     let readiness = Readiness::default();
-    let identity = super::identity(&snapshot, &metrics, &readiness)?;
     let config = SnapshotHandle::new(snapshot, args.config.config);
+    let identity = super::identity(&config, &metrics, &readiness)?;
     let mut proxy = Proxy::new(config.clone(), listeners, metrics);
     proxy.readiness = readiness;
     proxy.log_filter = super::log_filter();
-    proxy.mesh = identity.as_ref().map(|(mesh, _)| mesh.clone());
+    proxy.mesh = Some(identity.handle().clone());
     let proxy = proxy.start()?;
     info!(ports = ?proxy.ports(), "proxy is running");
     runtime.block_on(supervise(signals, proxy, config, None, |_| ()))?;

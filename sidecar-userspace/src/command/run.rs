@@ -94,7 +94,7 @@ async fn proxied(
     let counters = KernelCounters::new(enrolment.open_tables()?, enrolment.slot())?;
     metrics.registry().register(Box::new(counters))?;
     let readiness = Readiness::default();
-    let identity = super::identity(snapshot, &metrics, &readiness)?;
+    let identity = super::identity(&config, &metrics, &readiness)?;
 
     // Connections wait in the listeners' queues from the moment that they are steered.
     let listeners = Listeners::bind(&snapshot.listeners, &snapshot.timeouts, snapshot.workers)?;
@@ -106,7 +106,7 @@ async fn proxied(
     let mut proxy = Proxy::new(config.clone(), listeners, metrics);
     proxy.readiness = readiness;
     proxy.log_filter = super::log_filter();
-    proxy.mesh = identity.as_ref().map(|(mesh, _)| mesh.clone());
+    proxy.mesh = Some(identity.handle().clone());
     let proxy = proxy.start()?;
     let redirect = enrolment.no_redirect().map_or("on", |_| "off");
     info!(workload = subject.name, ports = ?proxy.ports(), redirect, "steering");

@@ -58,6 +58,14 @@ impl ConfigErrors {
         Self::new(&path.display().to_string(), vec![error])
     }
 
+    /// A sound file that asks for what cannot be had.
+    pub(super) fn impossible(path: &Path, why: String) -> Self {
+        Self::new(
+            &path.display().to_string(),
+            vec![ConfigError::other(None, why)],
+        )
+    }
+
     /// The file's name as it was given.
     pub fn file(&self) -> &str {
         &self.file

@@ -35,8 +35,9 @@ pub type TimeoutOrNone = Time<0, 86_400_000>;
 pub struct File {
     /// Who the sidecar speaks for.
     pub workload: Option<Workload>,
-    /// Who the workload is, proved by a certificate, and whom it believes. Read at start only; the files in it are
-    /// read again whenever they change. Absent: nobody, and no connection is encrypted.
+    /// Who the workload is, proved by a certificate, and whom it believes. The files in it are read again whenever they
+    /// change. Another identity is for connections from then on; where it cannot be had, the new configuration is refused
+    /// as a whole. Absent: nobody, and no connection is encrypted.
     pub identity: Option<Marked<Identity>>,
     /// The workload's own connections.
     pub outbound: Option<Outbound>,

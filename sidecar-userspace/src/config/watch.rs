@@ -3,8 +3,9 @@
 //! A bad file changes nothing but the counters and the log.
 
 use std::{
+    fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::SystemTime,
 };
 
@@ -28,6 +29,21 @@ pub struct SnapshotHandle {
     status: Mutex<ReloadStatus>,
     /// The generation in force, for those who must act on a change.
     changed: watch::Sender<u64>,
+    /// Set once, before the first reload.
+    follower: OnceLock<Arc<dyn Follow>>,
+}
+
+/// Whoever has to be able to follow a new configuration.
+pub trait Follow: fmt::Debug + Send + Sync {
+    /// `new` is about to be in force.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be: it is refused as a whole.
+    fn prepare(&self, new: &Snapshot) -> Result<(), String>;
+
+    /// `new` is in force: what only the one before needed may go.
+    fn settle(&self, new: &Snapshot);
 }
 
 /// What became of the reloads so far.
@@ -60,7 +76,13 @@ impl SnapshotHandle {
                 stale: false,
             }),
             changed: watch::Sender::new(generation),
+            follower: OnceLock::new(),
         })
+    }
+
+    /// Reloads ask `follower` from now on. Only the first one counts.
+    pub fn follow(&self, follower: Arc<dyn Follow>) {
+        let _ = self.follower.set(follower);
     }
 
     /// The snapshot in force, to be kept for as long as one connection lasts.
@@ -93,7 +115,15 @@ impl SnapshotHandle {
             return Ok(self.load());
         };
         let mut status = self.lock_status();
-        let mut new = match load_again(path) {
+        let old = self.load();
+        let follower = self.follower.get();
+        let new = load_again(path).and_then(|mut new| {
+            keep_what_is_read_at_start(&old, &mut new);
+            let prepared = follower.map_or(Ok(()), |follower| follower.prepare(&new));
+            prepared.map_err(|why| ConfigErrors::impossible(path, why))?;
+            Ok(new)
+        });
+        let mut new = match new {
             Ok(new) => new,
             Err(errors) => {
                 status.failures += 1;
@@ -109,9 +139,6 @@ impl SnapshotHandle {
         status.successes += 1;
         status.last_success = SystemTime::now();
         status.stale = false;
-
-        let old = self.load();
-        keep_what_is_read_at_start(&old, &mut new);
         new.generation = old.generation;
         if new == *old {
             tracing::info!(
@@ -124,6 +151,9 @@ impl SnapshotHandle {
         status.generation = new.generation;
         let new = Arc::new(new);
         self.current.store(new.clone());
+        if let Some(follower) = follower {
+            follower.settle(&new);
+        }
         self.changed.send_replace(new.generation);
         tracing::info!(
             generation = new.generation,
@@ -156,12 +186,6 @@ fn keep_what_is_read_at_start(old: &Snapshot, new: &mut Snapshot) {
     if new.listeners != old.listeners {
         tracing::warn!("listeners are read at start only: restart the sidecar to move them");
         new.listeners = old.listeners.clone();
-    }
-    if new.identity != old.identity {
-        tracing::warn!(
-            "the identity section is read at start only: restart the sidecar to change it"
-        );
-        new.identity = old.identity.clone();
     }
     if new.workers != old.workers {
         let (in_force, asked) = (old.workers, new.workers);

@@ -195,6 +195,7 @@ impl Recorder {
             route: None,
             upstream: None,
             client_tls: None,
+            upstream_tls: None,
             status: 0,
             request_bytes: 0,
             response_bytes: 0,
@@ -308,6 +309,8 @@ pub struct RequestRecord {
     pub upstream: Option<SocketAddr>,
     /// TLS of the client's connection, where the sidecar ends it.
     pub client_tls: Option<Arc<Secured>>,
+    /// TLS of the connection that took the request, where the sidecar begins it.
+    pub upstream_tls: Option<Arc<Secured>>,
     /// The status that the client got; 0: none was sent.
     pub status: u16,
     /// Body bytes.

@@ -7,6 +7,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -22,17 +23,17 @@ use super::{
     body::RequestBody,
     exchange::{upstream_reason, words},
     executor::LocalExecutor,
-    pool::{Http2Choice, Key, Place},
+    pool::{Http1, Http2Choice, Key, Place},
     session::Session,
     upstream_io::UpstreamIo,
 };
 use crate::connection::{
-    Reason, Transport, Worker,
+    Reason, Worker,
     balance::{self, Load},
-    connect::{self, ConnectError},
+    connect::{self, ConnectError, Opened},
     route::Target,
 };
-use crate::tls::Carried;
+use crate::tls::{Carried, Secured};
 
 /// What one HTTP/2 stream may have under way.
 pub(super) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
@@ -67,19 +68,27 @@ pub(super) struct Lease {
 }
 
 enum Connection {
-    Http1(http1::SendRequest<RequestBody>),
+    Http1(Http1),
     /// Held for its place.
-    Http2(#[allow(dead_code, reason = "counts until it is dropped")] Place),
+    Http2(Place),
 }
 
 impl Lease {
+    /// Of the connection that took the request.
+    pub fn tls(&self) -> Option<&Arc<Secured>> {
+        match &self.connection {
+            Connection::Http1(connection) => connection.tls.as_ref(),
+            Connection::Http2(place) => place.tls(),
+        }
+    }
+
     /// The response is complete: the connection may take the next request.
     pub fn give_back(self) {
-        if let Connection::Http1(sender) = self.connection {
+        if let Connection::Http1(kept) = self.connection {
             let (max_idle, idle_timeout) = (self.max_idle, self.idle_timeout);
             self.worker
                 .http
-                .put_http1(self.key, sender, max_idle, idle_timeout);
+                .put_http1(self.key, kept, max_idle, idle_timeout);
         }
     }
 }
@@ -113,25 +122,35 @@ pub(super) async fn send(
             }
         };
         let address = candidate.address;
+        // Before the handshake: a connection that is made while the identity changes is used once.
+        let owner = context.worker.mesh.as_ref().map_or(0, |mesh| mesh.owner());
         let mut attempt = 0;
         loop {
             let fresh_only = attempt > 0;
-            let (mut connection, reused) =
-                match acquire(session, target, address, http2, fresh_only, &deadline).await {
-                    Ok(connection) => connection,
-                    Err(error) => {
-                        candidate.load.failed();
-                        last = Some(error);
-                        break;
-                    }
-                };
+            let (mut connection, reused) = match acquire(
+                session,
+                target,
+                (address, owner),
+                http2,
+                fresh_only,
+                &deadline,
+            )
+            .await
+            {
+                Ok(connection) => connection,
+                Err(error) => {
+                    candidate.load.failed();
+                    last = Some(error);
+                    break;
+                }
+            };
             let copy = (reused && !fresh_only && is_repeatable(&request)).then(|| copy(&request));
             let mut error = match connection.send(request).await {
                 Ok(response) => {
                     let (limits, timeouts) = (&context.snapshot.limits, &context.snapshot.timeouts);
                     let lease = Lease {
                         worker: context.worker.clone(),
-                        key: Key::new(context, target, address),
+                        key: Key::new(context, target, address, owner),
                         connection,
                         max_idle: limits.idle_connections_per_endpoint,
                         idle_timeout: timeouts.http_idle,
@@ -164,27 +183,27 @@ pub(super) async fn send(
     }
 }
 
-/// A connection to `address`, and whether it served requests before. What makes a new one is boxed: hyper moves
+/// A connection to an address, for which we are the given owner, and whether it served requests before. What makes a new one is boxed: hyper moves
 /// the future of every request, and most need none.
 async fn acquire(
     session: &Session,
     target: &Target,
-    address: SocketAddr,
+    (address, owner): (SocketAddr, u64),
     http2: bool,
     fresh_only: bool,
     deadline: &Cell<Option<Instant>>,
 ) -> Result<(Connection, bool), ConnectError> {
     let pool = &session.context.worker.http;
-    let key = Key::new(&session.context, target, address);
+    let key = Key::new(&session.context, target, address, owner);
     if !http2 {
-        if !fresh_only && let Some(sender) = pool.take_http1(&key) {
-            return Ok((Connection::Http1(sender), true));
+        if !fresh_only && let Some(kept) = pool.take_http1(&key) {
+            return Ok((Connection::Http1(kept), true));
         }
-        let sender = Box::pin(async {
-            let stream = open(session, target, address, http2, deadline).await?;
-            http1(session, address, stream).await
+        let made = Box::pin(async {
+            let opened = open(session, target, address, http2, deadline).await?;
+            http1(session, address, opened).await
         });
-        return Ok((Connection::Http1(sender.await?), false));
+        return Ok((Connection::Http1(made.await?), false));
     }
     loop {
         match pool.http2(&key) {
@@ -192,8 +211,8 @@ async fn acquire(
             Http2Choice::Wait(notify) => notify.notified().await,
             Http2Choice::Dial(_dialling) => {
                 let place = Box::pin(async {
-                    let stream = open(session, target, address, http2, deadline).await?;
-                    http2_connection(session, key, stream).await
+                    let opened = open(session, target, address, http2, deadline).await?;
+                    http2_connection(session, key, opened).await
                 });
                 return Ok((Connection::Http2(place.await?), false));
             }
@@ -208,13 +227,16 @@ async fn open(
     address: SocketAddr,
     http2: bool,
     deadline: &Cell<Option<Instant>>,
-) -> Result<Transport, ConnectError> {
+) -> Result<Opened, ConnectError> {
     let early = session
         .early
         .borrow_mut()
         .take_if(|early| early.address == address);
     if let Some(early) = early {
-        return Ok(early.stream);
+        return Ok(Opened {
+            stream: early.stream,
+            tls: early.tls,
+        });
     }
     let context = &session.context;
     let timeout = connect::timeout(context, target);
@@ -228,15 +250,14 @@ async fn open(
     } else {
         Carried::Http1
     };
-    let opened = connect::open(context, target, address, carried, share).await?;
-    Ok(opened.stream)
+    connect::open(context, target, address, carried, share).await
 }
 
 async fn http1(
     session: &Session,
     address: SocketAddr,
-    stream: Transport,
-) -> Result<http1::SendRequest<RequestBody>, ConnectError> {
+    opened: Opened,
+) -> Result<Http1, ConnectError> {
     let limits = &session.context.snapshot.limits;
     let mut builder = http1::Builder::new();
     builder
@@ -245,6 +266,7 @@ async fn http1(
     if limits.headers != 100 {
         builder.max_headers(limits.headers);
     }
+    let Opened { stream, tls } = opened;
     let io = TokioIo::new(UpstreamIo::new(stream));
     let (sender, connection) = builder
         .handshake(io)
@@ -254,13 +276,13 @@ async fn http1(
         // Errors reach the request that they concern.
         let _ = connection.with_upgrades().await;
     });
-    Ok(sender)
+    Ok(Http1 { sender, tls })
 }
 
 async fn http2_connection(
     session: &Session,
     key: Key,
-    stream: Transport,
+    opened: Opened,
 ) -> Result<Place, ConnectError> {
     let snapshot = &session.context.snapshot;
     let mut builder = http2::Builder::new(LocalExecutor);
@@ -277,6 +299,7 @@ async fn http2_connection(
     if !snapshot.timeouts.keepalive.is_zero() {
         builder.keep_alive_interval(snapshot.timeouts.keepalive);
     }
+    let Opened { stream, tls } = opened;
     let io = TokioIo::new(UpstreamIo::new(stream));
     let (sender, mut connection) = builder
         .handshake(io)
@@ -287,6 +310,7 @@ async fn http2_connection(
     let place = pool.put_http2(
         key,
         sender,
+        tls,
         max_streams.clone(),
         snapshot.timeouts.http_idle,
     );
@@ -308,7 +332,7 @@ impl Connection {
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
         match self {
-            Self::Http1(sender) => sender.try_send_request(request).await,
+            Self::Http1(connection) => connection.sender.try_send_request(request).await,
             Self::Http2(place) => place.sender().try_send_request(request).await,
         }
     }

@@ -16,6 +16,7 @@ use super::body::RequestBody;
 use crate::{
     connection::{ConnectionContext, Direction, route::Target},
     model::ServiceTls,
+    tls::Secured,
 };
 
 /// HTTP/2 connections to one endpoint; beyond that requests share the fullest ones and wait their turn.
@@ -30,15 +31,24 @@ pub struct Key {
     pub client: Option<IpAddr>,
     /// How the connection is encrypted, and to whom: another service may reach the same address otherwise.
     pub tls: Option<Arc<ServiceTls>>,
+    /// Which of the ids that this workload had is shown to the peer; see [`crate::tls::mesh::MeshHandle::owner`].
+    owner: u64,
 }
 
 impl Key {
-    pub fn new(context: &ConnectionContext, target: &Target, address: SocketAddr) -> Self {
+    /// `owner`: as it was before the connection was made, if it was made for this.
+    pub fn new(
+        context: &ConnectionContext,
+        target: &Target,
+        address: SocketAddr,
+        owner: u64,
+    ) -> Self {
         let inbound = context.direction == Direction::Inbound;
         Self {
             address,
             client: inbound.then(|| context.peer.ip()),
             tls: target.tls().cloned(),
+            owner,
         }
     }
 }
@@ -58,14 +68,22 @@ struct Inner {
 
 #[derive(Debug)]
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
+    kept: Http1,
     until: Instant,
+}
+
+/// An HTTP/1 connection, for one request at a time.
+#[derive(Debug)]
+pub(super) struct Http1 {
+    pub sender: http1::SendRequest<RequestBody>,
+    pub tls: Option<Arc<Secured>>,
 }
 
 /// One HTTP/2 connection, shared by many requests.
 #[derive(Debug)]
 pub(super) struct Http2 {
     sender: http2::SendRequest<RequestBody>,
+    tls: Option<Arc<Secured>>,
     /// Requests on it.
     streams: Cell<usize>,
     /// Requests that the endpoint allows at once; the connection's task keeps it up to date.
@@ -95,12 +113,12 @@ pub(super) struct Dialling {
 
 impl Pool {
     /// An idle connection that is known to be alive, the one used last first.
-    pub(super) fn take_http1(&self, key: &Key) -> Option<http1::SendRequest<RequestBody>> {
+    pub(super) fn take_http1(&self, key: &Key) -> Option<Http1> {
         let mut all = self.0.http1.borrow_mut();
         let idle = all.get_mut(key)?;
-        while let Some(Idle { sender, until }) = idle.pop() {
-            if sender.is_ready() && until > Instant::now() {
-                return Some(sender);
+        while let Some(Idle { kept, until }) = idle.pop() {
+            if kept.sender.is_ready() && until > Instant::now() {
+                return Some(kept);
             }
         }
         None
@@ -111,18 +129,19 @@ impl Pool {
     pub(super) fn put_http1(
         &self,
         key: Key,
-        mut sender: http1::SendRequest<RequestBody>,
+        mut kept: Http1,
         max_idle: usize,
         idle_timeout: Duration,
     ) {
-        if sender.is_closed() || max_idle == 0 {
+        if kept.sender.is_closed() || max_idle == 0 {
             return;
         }
-        if !sender.is_ready() {
+        if !kept.sender.is_ready() {
             let pool = self.clone();
             tokio::task::spawn_local(async move {
-                if let Ok(Ok(())) = tokio::time::timeout(idle_timeout, sender.ready()).await {
-                    pool.put_http1(key, sender, max_idle, idle_timeout);
+                let ready = tokio::time::timeout(idle_timeout, kept.sender.ready());
+                if let Ok(Ok(())) = ready.await {
+                    pool.put_http1(key, kept, max_idle, idle_timeout);
                 }
             });
             return;
@@ -134,7 +153,7 @@ impl Pool {
             idle.remove(0);
         }
         let until = Instant::now() + idle_timeout;
-        idle.push(Idle { sender, until });
+        idle.push(Idle { kept, until });
         drop(all);
         self.sweep_every(idle_timeout);
     }
@@ -177,11 +196,13 @@ impl Pool {
         &self,
         key: Key,
         sender: http2::SendRequest<RequestBody>,
+        tls: Option<Arc<Secured>>,
         max_streams: Rc<Cell<usize>>,
         idle_timeout: Duration,
     ) -> Place {
         let connection = Rc::new(Http2 {
             sender,
+            tls,
             streams: Cell::new(0),
             max_streams,
             idle_since: Cell::new(Instant::now()),
@@ -219,7 +240,7 @@ impl Inner {
         let now = Instant::now();
         let mut http1 = self.http1.borrow_mut();
         http1.retain(|_, idle| {
-            idle.retain(|idle| idle.until > now && !idle.sender.is_closed());
+            idle.retain(|idle| idle.until > now && !idle.kept.sender.is_closed());
             !idle.is_empty()
         });
         let mut http2 = self.http2.borrow_mut();
@@ -252,6 +273,10 @@ impl Place {
 
     pub fn sender(&self) -> http2::SendRequest<RequestBody> {
         self.0.sender.clone()
+    }
+
+    pub fn tls(&self) -> Option<&Arc<Secured>> {
+        self.0.tls.as_ref()
     }
 }
 

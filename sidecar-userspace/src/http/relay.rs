@@ -98,7 +98,10 @@ async fn respond(
         sent = sending => sent.map_err(|error| failure(session, exchange, error.into()))?,
         () = expire(&mut deadline) => return Err(Refusal::new(Reason::RequestTimeout)),
     };
-    exchange.note(|record| record.upstream = Some(sent.address));
+    exchange.note(|record| {
+        record.upstream = Some(sent.address);
+        record.upstream_tls = sent.lease.tls().cloned();
+    });
     deliver(session, exchange, sent, connect, upgrade, deadline)
 }
 

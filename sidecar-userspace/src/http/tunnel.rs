@@ -47,7 +47,10 @@ pub(super) async fn connect(
     target: &Target,
 ) -> Result<Response<ResponseBody>, Refusal> {
     let upstream = connect::connect(&session.context, target).await?;
-    exchange.note(|record| record.upstream = Some(upstream.address));
+    exchange.note(|record| {
+        record.upstream = Some(upstream.address);
+        record.upstream_tls = upstream.tls.clone();
+    });
     let response = Response::new(ResponseBody::empty());
     exchange.head(response.status());
     *session.tunnel.borrow_mut() = Some(Tunnel {

@@ -2,6 +2,7 @@
 
 mod ca;
 mod files;
+pub mod keeper;
 mod workload_api;
 
 use std::{path::PathBuf, sync::Arc};
@@ -12,8 +13,15 @@ use crate::{
     lifecycle::readiness::Token,
     model::{Federated, Identity, IdentitySource, Workload},
     telemetry::metrics::Metrics,
-    tls::mesh::MeshHandle,
+    tls::mesh::{Mesh, MeshHandle},
 };
+
+/// An identity that is not in force yet.
+#[derive(Debug)]
+pub struct First {
+    /// `None`: an agent has to be waited for.
+    material: Option<Material>,
+}
 
 /// Keeps an identity up to date for as long as it lives.
 #[derive(Debug)]
@@ -48,6 +56,20 @@ pub fn read(identity: &Identity, workload: &Workload) -> Result<Material, Source
     }
 }
 
+impl First {
+    /// Reads what is configured and tries it out.
+    pub fn get(identity: &Identity, workload: &Workload) -> Result<Self, SourceError> {
+        if matches!(identity.source, IdentitySource::WorkloadApi { .. }) {
+            return Ok(Self { material: None });
+        }
+        let material = read(identity, workload)?;
+        Mesh::new(material.clone(), identity.min_version)?;
+        Ok(Self {
+            material: Some(material),
+        })
+    }
+}
+
 impl Source {
     /// Puts the identity in force and keeps it so: the first time before it returns, except where an agent has to
     /// be waited for. `ready`: done when it is in force.
@@ -57,6 +79,19 @@ impl Source {
         handle: &Arc<MeshHandle>,
         metrics: &Arc<Metrics>,
         ready: Token,
+    ) -> Result<Self, SourceError> {
+        let first = First::get(identity, workload)?;
+        Self::begin(first, identity, workload, handle, metrics, Some(ready))
+    }
+
+    /// As [`Source::start`], with what was read before.
+    fn begin(
+        first: First,
+        identity: &Identity,
+        workload: &Workload,
+        handle: &Arc<MeshHandle>,
+        metrics: &Arc<Metrics>,
+        ready: Option<Token>,
     ) -> Result<Self, SourceError> {
         let renew = Arc::new(Renew {
             identity: identity.clone(),
@@ -72,15 +107,17 @@ impl Source {
                 _files: None,
             });
         }
-        let material = read(identity, workload)?;
+        let material = first.material.ok_or(MaterialError::Empty)?;
         tracing::info!(
             id = %material.svid.id,
             trust_domains = ?material.bundles.iter().map(|(domain, _)| domain).collect::<Vec<_>>(),
             "this workload has an identity"
         );
         let life = ca::Life::of(&material);
-        handle.replace(material)?;
-        ready.done();
+        handle.replace(material, identity.min_version)?;
+        if let Some(ready) = ready {
+            ready.done();
+        }
         let on_change = renew.clone();
         let files = FileWatcher::watch("identity-watch", watched(identity), move || {
             let _ = on_change.now();
@@ -116,7 +153,7 @@ impl Renew {
         let renewed = material.and_then(|material| {
             let life = ca::Life::of(&material);
             let (id, serial) = (material.svid.id.clone(), material.svid.facts.serial.clone());
-            self.handle.replace(material)?;
+            self.handle.replace(material, self.identity.min_version)?;
             tracing::info!(%id, serial, "the identity was renewed");
             Ok(life)
         });

@@ -165,9 +165,10 @@ impl Admin {
     }
 
     fn stats(&self) -> Answer {
-        if let Some(mesh) = self.mesh.as_ref().and_then(|mesh| mesh.load()) {
-            self.metrics.tls.expiry(&mesh.material);
-        }
+        let mesh = self.mesh.as_ref().and_then(|mesh| mesh.load());
+        self.metrics
+            .tls
+            .expiry(mesh.as_ref().map(|mesh| &mesh.material));
         self.metrics.configuration(&self.snapshot.status());
         let mut answer = match self.metrics.exposition() {
             Ok(exposition) => text(StatusCode::OK, exposition),

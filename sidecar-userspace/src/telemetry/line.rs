@@ -35,6 +35,11 @@ struct Common<'a> {
     service: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     upstream: Option<SocketAddr>,
+    /// Whom the endpoint has proved to be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream_identity: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream_tls: Option<&'static str>,
     reason: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<&'static str>,
@@ -58,10 +63,6 @@ struct ConnectionLine<'a> {
     #[serde(flatten)]
     common: Common<'a>,
     protocol: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    upstream_identity: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    upstream_tls: Option<&'static str>,
     client_bytes: u64,
     upstream_bytes: u64,
 }
@@ -96,8 +97,6 @@ pub fn connection_json(record: &ConnectionRecord, line: &mut Vec<u8>) {
     let value = ConnectionLine {
         common: connection_common(record),
         protocol: record.protocol,
-        upstream_identity: identity(record.upstream_tls.as_deref()),
-        upstream_tls: record.upstream_tls.as_ref().map(|tls| tls.version),
         client_bytes: record.client_bytes,
         upstream_bytes: record.upstream_bytes,
     };
@@ -126,14 +125,14 @@ pub fn request_json(record: &RequestRecord, line: &mut Vec<u8>) {
     json(&value, line);
 }
 
-/// `[time] direction tcp client -> destination upstream service reason "message: detail" bytes bytes ms identity`
+/// `[time] direction tcp client -> destination upstream service reason "message: detail" bytes bytes ms`, then who the client and the endpoint are
 pub fn connection_text(record: &ConnectionRecord, line: &mut Vec<u8>) {
     let common = connection_common(record);
     let words = words(&common);
     push(
         line,
         format_args!(
-            "[{}] {} {} {} -> {} {} {} {} {} {} {} {:.3} {}\n",
+            "[{}] {} {} {} -> {} {} {} {} {} {} {} {:.3} {} {}\n",
             common.time,
             common.direction,
             record.protocol,
@@ -147,6 +146,7 @@ pub fn connection_text(record: &ConnectionRecord, line: &mut Vec<u8>) {
             record.upstream_bytes,
             common.duration_ms,
             or_dash(common.client_identity),
+            or_dash(common.upstream_identity),
         ),
     );
 }
@@ -160,7 +160,7 @@ pub fn request_text(record: &RequestRecord, line: &mut Vec<u8>) {
     push(
         line,
         format_args!(
-            "[{}] {} {} {} {} {} {:.3} {} {} {} {} {} {} {} {} {} {}\n",
+            "[{}] {} {} {} {} {} {:.3} {} {} {} {} {} {} {} {} {} {} {}\n",
             common.time,
             quote(&format!(
                 "{} {} {}",
@@ -188,6 +188,7 @@ pub fn request_text(record: &RequestRecord, line: &mut Vec<u8>) {
             common.reason,
             words(&common),
             or_dash(common.client_identity),
+            or_dash(common.upstream_identity),
         ),
     );
 }
@@ -204,6 +205,8 @@ fn connection_common(record: &ConnectionRecord) -> Common<'_> {
         destination: record.destination,
         service: record.service.as_deref(),
         upstream: record.upstream,
+        upstream_identity: identity(record.upstream_tls.as_deref()),
+        upstream_tls: record.upstream_tls.as_ref().map(|tls| tls.version),
         reason: outcome.code(),
         message: outcome.reason().map(|reason| reason.words()),
         detail: record.detail.as_deref(),
@@ -227,6 +230,8 @@ fn request_common(record: &RequestRecord) -> Common<'_> {
         destination: record.destination,
         service: record.service.as_deref(),
         upstream: record.upstream,
+        upstream_identity: identity(record.upstream_tls.as_deref()),
+        upstream_tls: record.upstream_tls.as_ref().map(|tls| tls.version),
         reason: outcome.code(),
         message: outcome.reason().map(|reason| reason.words()),
         detail: record.detail.as_deref(),

@@ -53,9 +53,12 @@ impl TlsMetrics {
         })
     }
 
-    /// Publishes when what is in use expires.
-    pub fn expiry(&self, material: &Material) {
+    /// Publishes when what is in use expires; `None`: nothing is.
+    pub fn expiry(&self, material: Option<&Material>) {
         self.expiry.reset();
+        let Some(material) = material else {
+            return;
+        };
         let publish = |kind, domain: &str, facts: &Facts| {
             let since = facts
                 .not_after

@@ -4,7 +4,10 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use arc_swap::ArcSwapOption;
@@ -48,7 +51,8 @@ type Kind = (Vec<SpiffeId>, Carried);
 #[derive(Debug)]
 pub struct MeshHandle {
     current: ArcSwapOption<Mesh>,
-    min_version: MinVersion,
+    /// How often this workload became another one.
+    owners: AtomicU64,
     /// How many states there were.
     changes: watch::Sender<u64>,
 }
@@ -63,7 +67,9 @@ impl Mesh {
         let own = Arc::new(SingleCertAndKey::from(material.svid.key.clone()));
         let mut server = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(min_version.versions())?
-            .with_client_cert_verifier(Arc::new(AnyClient(believers.clone())))
+            .with_client_cert_verifier(Arc::new(AnyClient {
+                believers: believers.clone(),
+            }))
             .with_cert_resolver(own.clone());
         // Clients that are no sidecars speak what the application does; one that offers nothing may come, too.
         let alpn = |plain: &[&[u8]]| {
@@ -119,10 +125,10 @@ impl Mesh {
 
 impl MeshHandle {
     /// Without an identity so far.
-    pub fn new(min_version: MinVersion) -> Arc<Self> {
+    pub fn new() -> Arc<Self> {
         Arc::new(Self {
             current: ArcSwapOption::empty(),
-            min_version,
+            owners: AtomicU64::new(0),
             changes: watch::Sender::new(0),
         })
     }
@@ -132,11 +138,30 @@ impl MeshHandle {
     }
 
     /// Puts `material` in force for handshakes from now on.
-    pub fn replace(&self, material: Material) -> Result<(), rustls::Error> {
-        let mesh = Mesh::new(material, self.min_version)?;
-        self.current.store(Some(Arc::new(mesh)));
+    pub fn replace(
+        &self,
+        material: Material,
+        min_version: MinVersion,
+    ) -> Result<(), rustls::Error> {
+        let mesh = Mesh::new(material, min_version)?;
+        let id = mesh.material.svid.id.clone();
+        let old = self.current.swap(Some(Arc::new(mesh)));
+        if old.is_none_or(|old| old.material.svid.id != id) {
+            self.owners.fetch_add(1, Ordering::Relaxed);
+        }
         self.changes.send_modify(|changes| *changes += 1);
         Ok(())
+    }
+
+    /// There is no identity any more.
+    pub fn clear(&self) {
+        self.current.store(None);
+    }
+
+    /// Differs between two times if the workload had another id meanwhile: what was connected as the one is not for
+    /// the other to use.
+    pub fn owner(&self) -> u64 {
+        self.owners.load(Ordering::Relaxed)
     }
 
     /// Counts the states; 0: there was none yet.

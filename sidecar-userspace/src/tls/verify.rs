@@ -38,7 +38,9 @@ struct Domain {
 
 /// For a server: every workload of a trusted domain.
 #[derive(Debug)]
-pub struct AnyClient(pub Arc<Believers>);
+pub struct AnyClient {
+    pub believers: Arc<Believers>,
+}
 
 /// For a client: the workloads that may be behind the address.
 #[derive(Debug)]
@@ -107,6 +109,33 @@ impl Believers {
     }
 }
 
+/// The methods about signatures, which are the same in both traits and belong to neither alone.
+macro_rules! signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signed: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls12_signature(message, certificate, signed, &self.believers.algorithms)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signed: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls13_signature(message, certificate, signed, &self.believers.algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.believers.algorithms.supported_schemes()
+        }
+    };
+}
+
 impl ClientCertVerifier for AnyClient {
     /// None: naming them would tell strangers whom we trust.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
@@ -119,7 +148,7 @@ impl ClientCertVerifier for AnyClient {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.0.judge(certificate, |domain| {
+        self.believers.judge(certificate, |domain| {
             let verified = domain
                 .clients
                 .verify_client_cert(certificate, intermediates, now);
@@ -128,27 +157,7 @@ impl ClientCertVerifier for AnyClient {
         Ok(ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &self.0.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.0.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.algorithms.supported_schemes()
-    }
+    signatures!();
 }
 
 impl ServerCertVerifier for ExpectedServer {
@@ -180,27 +189,7 @@ impl ServerCertVerifier for ExpectedServer {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &self.believers.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.believers.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.believers.algorithms.supported_schemes()
-    }
+    signatures!();
 }
 
 /// The peer's id from the certificates that its handshake, or the one of the session it took up, has verified. A

@@ -116,8 +116,8 @@ impl Authority {
     }
 
     pub fn mesh_from(&self, id: &str, lowest: MinVersion) -> Arc<MeshHandle> {
-        let handle = MeshHandle::new(lowest);
-        handle.replace(self.material(id, &[self])).unwrap();
+        let handle = MeshHandle::new();
+        handle.replace(self.material(id, &[self]), lowest).unwrap();
         handle
     }
 }

@@ -6,6 +6,7 @@ mod origin;
 mod pair;
 mod programs;
 mod relay;
+mod reload;
 mod rotation;
 mod strangers;
 mod workload_api;

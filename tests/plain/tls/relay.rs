@@ -183,7 +183,15 @@ fn requests_share_connections() {
     }
     let handshakes = |labels: &[&str]| pair.client.metric("sidecar_tls_handshakes_total", labels);
     assert_eq!(handshakes(&["\"ok\""]), 1.0, "20 requests, one handshake");
-    drop(pair.client);
+    let outbound = pair.client.finish();
+    assert_eq!(outbound.len(), 20, "{outbound:#?}");
+    // Those on a kept connection, too.
+    assert!(
+        outbound
+            .iter()
+            .all(|line| line["upstream_identity"] == SERVER && line["upstream_tls"] == "TLSv1.3"),
+        "{outbound:#?}"
+    );
     let lines = pair.server.finish();
     let requests: Vec<_> = lines
         .iter()

@@ -106,12 +106,12 @@ fn leaf_and_root_are_replaced_under_500_requests_a_second() {
     for (signer, roots) in steps {
         // Not at the same time: sidecars renew when they please.
         pair.client_mesh
-            .replace(signer.material(CLIENT, roots))
+            .replace(signer.material(CLIENT, roots), MinVersion::Tls13)
             .unwrap();
         thread::sleep(Duration::from_millis(300));
         ping(&mut pair.client.connect(), b"\x01fresh");
         pair.server_mesh
-            .replace(signer.material(SERVER, roots))
+            .replace(signer.material(SERVER, roots), MinVersion::Tls13)
             .unwrap();
         thread::sleep(Duration::from_millis(500));
         ping(&mut pair.client.connect(), b"\x01fresh");
@@ -158,7 +158,7 @@ fn files_are_watched_and_a_bad_one_changes_nothing() {
         federation: vec![],
         min_version: MinVersion::Tls13,
     };
-    let handle = MeshHandle::new(MinVersion::Tls13);
+    let handle = MeshHandle::new();
     let metrics = Arc::new(Metrics::new().unwrap());
     let readiness = Readiness::default();
     let ready = || readiness.token("identity");
@@ -212,7 +212,7 @@ fn the_embedded_authority_renews_in_time() {
         namespace: "prod".to_owned(),
         ..Workload::default()
     };
-    let handle = MeshHandle::new(MinVersion::Tls13);
+    let handle = MeshHandle::new();
     let metrics = Arc::new(Metrics::new().unwrap());
     let ready = Readiness::default().token("identity");
     let source = Source::start(&identity, &workload, &handle, &metrics, ready).unwrap();

@@ -77,7 +77,7 @@ fn identities_come_and_are_renewed_and_outlive_the_agent() {
         federation: vec![],
         min_version: MinVersion::Tls13,
     };
-    let handle = MeshHandle::new(MinVersion::Tls13);
+    let handle = MeshHandle::new();
     let metrics = Arc::new(Metrics::new().unwrap());
     let readiness = Readiness::default();
     let ready = readiness.token("identity");

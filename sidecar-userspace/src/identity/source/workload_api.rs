@@ -36,7 +36,7 @@ pub(super) struct Stream {
 
 impl Stream {
     /// `ready`: done with the first identity.
-    pub fn start(renew: Arc<Renew>, socket: String, ready: Token) -> io::Result<Self> {
+    pub fn start(renew: Arc<Renew>, socket: String, ready: Option<Token>) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new()
@@ -86,8 +86,7 @@ pub(super) fn once(socket: &str, federation: &[Federated]) -> Result<Material, S
     Ok(material(&context, federation)?)
 }
 
-async fn follow(renew: &Renew, socket: &str, ready: Token) {
-    let mut ready = Some(ready);
+async fn follow(renew: &Renew, socket: &str, mut ready: Option<Token>) {
     let mut pause = FIRST_PAUSE;
     loop {
         let ended = async {
