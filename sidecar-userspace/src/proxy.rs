@@ -368,11 +368,13 @@ impl Control {
                     }
                 }
             }
+            let fetch = jwt::remote::follow(told.metrics.clone());
             let follow = follow_configuration(snapshot.clone(), log);
             tokio::select! {
                 _ = quit_asked.recv() => {}
                 never = follow => match never {},
                 never = refresh_keys() => match never {},
+                never = fetch => match never {},
             }
             let patience = snapshot.load().timeouts.drain;
             tracing::info!(?patience, "draining");

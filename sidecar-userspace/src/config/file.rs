@@ -12,7 +12,9 @@ use super::{
         AnyText, ConditionKey, HeaderText, HostPattern, PathPattern, Pattern, Principal, Text,
     },
     scalar::{Marked, Number, Setting, Size, Time},
-    value::{Bind, FilePath, Host, ListenPort, Name, PathText, PathType, Port, Socket, Weight},
+    value::{
+        Bind, FilePath, Host, ListenPort, Name, PathText, PathType, Port, Socket, Url, Weight,
+    },
 };
 use crate::{
     identity::{SpiffeId, TrustDomain},
@@ -483,10 +485,17 @@ pub struct JwtRule {
     pub issuer: Setting<Text>,
     /// One of them has to be in the token's `aud`. Absent: any.
     pub audiences: Option<Marked<Vec<Setting<Text>>>>,
-    /// The issuer's public keys, a JSON Web Key Set as text. Either this or `jwksFile` is required.
+    /// The issuer's public keys, a JSON Web Key Set as text. This, `jwksFile` or `jwksUri` is required.
     pub jwks: Option<Setting<Text>>,
     /// A file with such a set; read again when it changes.
     pub jwks_file: Option<Setting<FilePath>>,
+    /// Where such a set is fetched, `https` or `http`: at start, every 5 minutes, and 10 s after the last time where a token
+    /// names a key that is not known. If that fails the old keys stay; while there are none, tokens are refused. Redirects
+    /// are not followed.
+    pub jwks_uri: Option<Setting<Url>>,
+    /// For `jwksUri`: a PEM file with the roots that may have signed the server's certificate. Absent: the system's
+    /// public roots.
+    pub jwks_ca_certificates: Option<Setting<FilePath>>,
     /// Headers that carry tokens. Absent, with `fromParams`: `Authorization` with `Bearer `, and the parameter
     /// `access_token`.
     pub from_headers: Option<Marked<Vec<FromHeader>>>,

@@ -555,7 +555,8 @@ proptest! {
 }
 
 /// One place for each kind of value.
-const VALUES: [&str; 17] = [
+const VALUES: [&str; 18] = [
+    "requestAuthentication: { jwtRules: [{ issuer: a, jwksUri: $ }] }",
     "identity: { workloadApi: { socket: $ } }",
     "services: [{ name: a, tls: { mode: simple, sni: $ } }]",
     "identity: { ca: { directory: /ca, id: $ } }",
@@ -596,7 +597,7 @@ fn the_examples_are_good() {
 }
 
 /// Keys that exclude one which the reference example has.
-const INSTEAD_OF_OTHERS: &[&str] = &["jwksFile"];
+const INSTEAD_OF_OTHERS: &[&str] = &["jwksFile", "jwksUri", "jwksCaCertificates"];
 
 /// Each key of the schema, and what the reference example says there: it must have it, and if there is a default,
 /// have that.

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     identity::{SpiffeId, TrustDomain},
+    jwt::remote::Place,
     model::{
         self, AccessLogFormat, Cidr, FailRule, HostMatch, InboundCapture, Mtls, Protocol,
         UnknownDestination, cgroup::CgroupPattern,
@@ -358,6 +359,25 @@ impl Scalar for Socket {
 
     fn schema() -> Schema {
         json_schema!({ "type": "string", "pattern": "^unix:/" })
+    }
+}
+
+/// Where something is fetched.
+pub struct Url;
+
+impl Scalar for Url {
+    type Value = Place;
+
+    fn expected() -> Expected {
+        "a URL with http or https, a host and no user, such as https://issuer.example/keys".into()
+    }
+
+    fn parse(text: &str) -> Result<Place, Expected> {
+        Place::parse(text).ok_or_else(Self::expected)
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "pattern": "^https?://[^@/]+(/.*)?$" })
     }
 }
 

@@ -1,4 +1,4 @@
-//! The public keys of an issuer: a JSON Web Key Set, from the configuration or from a file that may change.
+//! The public keys of an issuer: a JSON Web Key Set, from the configuration, from a file that may change, or from a URL.
 
 use std::{
     collections::BTreeMap,
@@ -17,6 +17,8 @@ use jsonwebtoken::{
 };
 use serde_json::Value;
 
+use super::remote::{KeyUrl, Place};
+
 /// What tokens may be signed with.
 pub const ALGORITHMS: [Algorithm; 3] = [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA];
 
@@ -24,7 +26,7 @@ pub const ALGORITHMS: [Algorithm; 3] = [Algorithm::RS256, Algorithm::ES256, Algo
 pub const REFRESH: Duration = Duration::from_secs(10);
 
 /// Bytes of a set at most.
-const SET_BYTES_MAX: u64 = 1024 * 1024;
+pub(super) const SET_BYTES_MAX: usize = 1024 * 1024;
 
 /// The keys of a set that can be used.
 #[derive(Clone)]
@@ -45,6 +47,7 @@ pub struct Key {
 pub enum KeySource {
     Inline { text: Arc<str>, keys: Arc<KeySet> },
     File(Arc<KeyFile>),
+    Url(Arc<KeyUrl>),
 }
 
 /// A file of keys, shared by all configurations that name it, so that a reload keeps what is known.
@@ -99,11 +102,24 @@ impl KeySource {
         Ok(Self::File(file))
     }
 
-    /// The keys as they are now.
-    pub fn current(&self) -> Arc<KeySet> {
+    /// Fetches nothing yet: [`super::remote::follow`] does. What another configuration has fetched from there is kept.
+    pub fn url(place: Place) -> Self {
+        Self::Url(KeyUrl::at(place))
+    }
+
+    /// The keys as they are now; `None`: none could be fetched so far.
+    pub fn current(&self) -> Option<Arc<KeySet>> {
         match self {
-            Self::Inline { keys, .. } => keys.clone(),
-            Self::File(file) => file.keys.load_full(),
+            Self::Inline { keys, .. } => Some(keys.clone()),
+            Self::File(file) => Some(file.keys.load_full()),
+            Self::Url(url) => url.keys(),
+        }
+    }
+
+    /// A token has named a key that is not among them: there may be a new one.
+    pub fn ask_early(&self) {
+        if let Self::Url(url) = self {
+            url.ask_early();
         }
     }
 }
@@ -114,6 +130,7 @@ impl PartialEq for KeySource {
         match (self, other) {
             (Self::Inline { text, .. }, Self::Inline { text: other, .. }) => text == other,
             (Self::File(file), Self::File(other)) => file.path == other.path,
+            (Self::Url(url), Self::Url(other)) => url.place() == other.place(),
             _ => false,
         }
     }
@@ -203,7 +220,8 @@ impl fmt::Debug for KeySet {
 
 fn read(path: &Path) -> Result<String, KeyError> {
     let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(SET_BYTES_MAX).read_to_string(&mut text));
+    let max = SET_BYTES_MAX as u64;
+    let read = File::open(path).and_then(|file| file.take(max).read_to_string(&mut text));
     read.map_err(|source| KeyError::Read {
         path: path.to_owned(),
         source,

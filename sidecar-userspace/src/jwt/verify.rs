@@ -36,6 +36,8 @@ pub enum TokenError {
     NoExpiry,
     #[error("the token is signed with an unknown key")]
     UnknownKey,
+    #[error("the keys of the token's issuer could not be fetched so far")]
+    NoKeys,
     #[error("the token's signature is wrong")]
     Signature,
     #[error("the request has several tokens")]
@@ -58,7 +60,7 @@ pub(super) fn verify(rule: &JwtRule, token: &str) -> Result<Claims, TokenError> 
     if header.crit.is_some() {
         return Err(TokenError::Malformed);
     }
-    let keys: &KeySet = &rule.keys.current();
+    let keys: &KeySet = &*rule.keys.current().ok_or(TokenError::NoKeys)?;
     let mut failure = TokenError::UnknownKey;
     let of_kind = keys.keys.iter().filter(|key| {
         let named = header.kid.is_none() || key.id == header.kid;
@@ -83,6 +85,9 @@ pub(super) fn verify(rule: &JwtRule, token: &str) -> Result<Claims, TokenError> 
         if failure != TokenError::Signature {
             break;
         }
+    }
+    if failure == TokenError::UnknownKey {
+        rule.keys.ask_early();
     }
     Err(failure)
 }

@@ -47,6 +47,8 @@ pub struct Metrics {
     pub dials: IntCounterVec,
     /// What policies matched that refuse or audit, by direction, action and policy.
     pub policy_matches: IntCounterVec,
+    /// Attempts to fetch the keys of tokens, by URL and result.
+    pub jwks_fetches: IntCounterVec,
     /// Lines of the access log that were not written because its reader is too slow.
     pub access_log_dropped: IntCounter,
     /// TLS of all connections.
@@ -165,6 +167,11 @@ impl Metrics {
             "Connections and requests that a policy refused (deny) or noted (audit).",
             &["direction", "action", "policy"],
         )?;
+        let jwks_fetches = counter(
+            "sidecar_jwks_fetches_total",
+            "Attempts to fetch the keys of tokens.",
+            &["url", "result"],
+        )?;
         let access_log_dropped = IntCounter::new(
             "sidecar_access_log_dropped_total",
             "Access log lines lost because the log's reader is too slow.",
@@ -194,6 +201,7 @@ impl Metrics {
             accept_errors,
             dials,
             policy_matches,
+            jwks_fetches,
             access_log_dropped,
             tls,
             configuration,

@@ -3,6 +3,7 @@
 mod detection;
 mod endpoints;
 mod failures;
+mod jwks;
 mod limits;
 mod outcomes;
 mod policy;

@@ -1,6 +1,6 @@
 //! Mutual TLS between sidecars, with real clients, without root.
 
-mod authority;
+pub mod authority;
 mod clients;
 mod origin;
 mod pair;

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     config::file,
-    jwt::{JwtRule, KeySource, Location, RequestAuthentication},
+    jwt::{JwtRule, KeySource, Location, RequestAuthentication, remote::Place},
 };
 
 pub(super) fn compile(
@@ -23,19 +23,36 @@ fn rule(report: &mut Report, file: file::JwtRule) -> Option<JwtRule> {
     let mark = file.issuer.mark;
     let issuer = report.value(file.issuer).unwrap_or_default();
     let audiences = values(report, file.audiences);
-    let keys = match (file.jwks, file.jwks_file) {
-        (Some(inline), None) => {
+    let roots = file.jwks_ca_certificates;
+    let roots_mark = roots.as_ref().map(|roots| roots.mark);
+    let roots = roots.and_then(|roots| report.value(roots));
+    let over_tls = |place: &Place| place.is_https();
+    let place = file.jwks_uri.map(|uri| (uri.mark, report.value(uri)));
+    let has_place = place.as_ref().and_then(|(_, place)| place.as_ref());
+    if let Some(mark) = roots_mark
+        && !has_place.is_some_and(over_tls)
+    {
+        report.expected(mark, "a jwksUri with https beside it", "none");
+    }
+    let keys = match (file.jwks, file.jwks_file, place) {
+        (Some(inline), None, None) => {
             let mark = inline.mark;
             let text = report.value(inline)?;
             Some((mark, KeySource::inline(&text)))
         }
-        (None, Some(path)) => {
+        (None, Some(path), None) => {
             let mark = path.mark;
             let path = report.value(path)?;
             Some((mark, KeySource::file(&path)))
         }
+        (None, None, Some((mark, place))) => {
+            let mut place = place?;
+            place.roots = roots;
+            Some((mark, Ok(KeySource::url(place))))
+        }
         _ => {
-            report.expected(mark, "either jwks or jwksFile for the issuer", &issuer);
+            let expected = "one of jwks, jwksFile and jwksUri for the issuer";
+            report.expected(mark, expected, &issuer);
             None
         }
     };
