@@ -1,7 +1,9 @@
 //! `cargo xtask demo`: two programs that know nothing of a proxy talk through two sidecars, and what came of it is shown.
 
+mod capture;
 mod figures;
 mod kernel_objects;
+mod mutual_tls;
 mod requests;
 mod sidecars;
 mod world;
@@ -10,13 +12,14 @@ use crate::{apt, build, leftovers::Before, process, setup, signals, step};
 use anyhow::{Context as _, Result, bail};
 use figures::Figures;
 use kernel_objects::KernelObjects;
+use mutual_tls::Act;
 use requests::Requests;
 use sidecars::Sidecar;
-use std::{net::IpAddr, path::Path, process::Command, time::Duration};
+use std::{net::IpAddr, path::Path, process::Command};
 use world::World;
 
 /// Commands that the demo uses, as Debian packages.
-const PACKAGES: [&str; 4] = ["iproute2", "curl", "python3", "util-linux"];
+const PACKAGES: [&str; 5] = ["iproute2", "curl", "python3", "util-linux", "tcpdump"];
 /// Where the demo's server listens.
 const PORT: u16 = 8080;
 
@@ -92,10 +95,17 @@ fn show(sidecar: &Path, run: &str, objects: &mut KernelObjects) -> Result<()> {
         client.command
     );
 
+    let act = Act {
+        world: &world,
+        sidecar,
+        client: &client,
+        server: &server,
+    };
     converse(&world, &client, &server)
+        .and_then(|()| act.play())
         .with_context(|| format!("{}\n{}\n", client.last_words(), server.last_words()))?;
 
-    println!("8. The end: SIGTERM to both");
+    println!("11. The end: SIGTERM to both");
     client.end()?;
     server.end()
 }
@@ -121,8 +131,12 @@ fn converse(world: &World, client: &Sidecar, server: &Sidecar) -> Result<()> {
     figures.prove_steering()?;
 
     println!("7. What was recorded of the last request");
-    last_record(client)?;
-    last_record(server)
+    for sidecar in [client, server] {
+        // What the server logs of it has dashes for the user that nobody gave.
+        let line = sidecar.record(&["GET /hello.txt ", " ok "])?;
+        println!("      {}'s sidecar: {line}", sidecar.name);
+    }
+    Ok(())
 }
 
 fn server_saw(server: &Sidecar, client: IpAddr) -> Result<()> {
@@ -138,23 +152,6 @@ fn server_saw(server: &Sidecar, client: IpAddr) -> Result<()> {
     };
     println!("      the server's own log: {line}");
     Ok(())
-}
-
-fn last_record(sidecar: &Sidecar) -> Result<()> {
-    // The access log is written a moment after the answer.
-    for _ in 0..100 {
-        let log = sidecar.output();
-        // The server's own log has dashes for the user that nobody gave.
-        let mut records = log
-            .lines()
-            .filter(|line| line.contains("/hello.txt") && !line.contains(" - - "));
-        if let Some(line) = records.next_back() {
-            println!("      {}'s sidecar: {line}", sidecar.name);
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    bail!("the {}'s sidecar recorded no request", sidecar.name);
 }
 
 fn nothing_left(before: &Before, run: &str, objects: &KernelObjects) -> Result<()> {

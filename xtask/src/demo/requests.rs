@@ -129,27 +129,11 @@ impl<'a> Requests<'a> {
             bail!("sending requests");
         }
         let body = self.world.directory.join("body");
-        let mut curl = Command::new("sh");
-        curl.args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec nsenter \"$@\""]);
-        curl.arg(&self.world.control_group);
-        curl.arg(format!("--net={}", self.world.client.namespace().display()));
-        curl.args([
-            "curl",
-            // No ~/.curlrc.
-            "--disable",
-            "--no-progress-meter",
-            "--noproxy",
-            "*",
-            "--max-time",
-            "60",
-            "--write-out",
-            WRITE_OUT,
-        ]);
+        let mut curl = client(self.world);
+        curl.args(["--write-out", WRITE_OUT]);
         for _ in 0..count {
             curl.arg("--output").arg(&body).arg(self.url(server));
         }
-        process::clean(&mut curl);
-        curl.env(leftovers::RUN_VARIABLE, &self.world.run);
         let told = process::output(&mut curl)
             .with_context(|| format!("asking for {}", self.url(server)))?;
         let answers: Vec<_> = told.lines().map(parse).collect::<Result<_>>()?;
@@ -179,6 +163,40 @@ impl<'a> Requests<'a> {
         );
         Ok(answers)
     }
+}
+
+/// A request of which nothing but the status matters.
+pub struct Asked<'a> {
+    pub method: &'a str,
+    pub path: &'a str,
+    pub host: SocketAddr,
+}
+
+/// The status that curl is answered with.
+///
+/// # Errors
+/// If there is no answer.
+pub fn status(world: &World, asked: &Asked<'_>) -> Result<u16> {
+    let Asked { method, path, host } = asked;
+    let mut curl = client(world);
+    curl.args(["--output", "/dev/null", "--write-out", "%{http_code}"]);
+    curl.args(["--request", method, &format!("http://{host}{path}")]);
+    let told = process::output(&mut curl).with_context(|| format!("{method} {path}"))?;
+    told.parse().with_context(|| format!("curl told {told:?}"))
+}
+
+/// curl in the client's control group and namespace.
+fn client(world: &World) -> Command {
+    let mut curl = Command::new("sh");
+    curl.args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec nsenter \"$@\""]);
+    curl.arg(&world.control_group);
+    curl.arg(format!("--net={}", world.client.namespace().display()));
+    // No ~/.curlrc.
+    curl.args(["curl", "--disable", "--no-progress-meter"]);
+    curl.args(["--noproxy", "*", "--max-time", "60"]);
+    process::clean(&mut curl);
+    curl.env(leftovers::RUN_VARIABLE, &world.run);
+    curl
 }
 
 fn milliseconds(latency: Duration) -> f64 {

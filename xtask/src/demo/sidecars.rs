@@ -71,11 +71,7 @@ impl Sidecar {
         arguments: &str,
     ) -> Result<Self> {
         let config = format!("{name}.yaml");
-        let text = format!(
-            "workload: {{ name: {}-{name} }}\naccessLog: {{ format: text }}\n",
-            world.run
-        );
-        fs::write(world.directory.join(&config), text)
+        fs::write(world.directory.join(&config), configuration(world, name))
             .with_context(|| format!("writing {config}"))?;
         let log = world.directory.join(format!("{name}.log"));
         let output = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
@@ -109,6 +105,46 @@ impl Sidecar {
         };
         this.wait_until_ready(started)?;
         Ok(this)
+    }
+
+    /// Adds `more` to what its configuration said at first, and waits until that is in force. Without redirect: what it
+    /// carries does not come to the link.
+    ///
+    /// # Errors
+    /// If it is not taken in time.
+    pub fn reconfigure(&self, world: &World, more: &str, generation: u64) -> Result<()> {
+        let path = world.directory.join(format!("{}.yaml", self.name));
+        let aside = path.with_extension("new");
+        let text = format!(
+            "{}redirect: {{ enabled: false }}\n{more}",
+            configuration(world, self.name)
+        );
+        fs::write(&aside, text)
+            .and_then(|()| fs::rename(&aside, &path))
+            .with_context(|| format!("writing {}", path.display()))?;
+        let started = Instant::now();
+        let in_force = format!("\nsidecar_config_generation {generation}\n");
+        while !self.metrics()?.contains(&in_force) {
+            self.patience(started, "its new configuration is not in force")?;
+        }
+        Ok(())
+    }
+
+    /// The newest line of its access log that has all of `words`. It is written a moment after the answer.
+    ///
+    /// # Errors
+    /// If it does not come.
+    pub fn record(&self, words: &[&str]) -> Result<String> {
+        let started = Instant::now();
+        loop {
+            let log = self.output();
+            let mut lines = log.lines();
+            let found = lines.rfind(|line| words.iter().all(|word| line.contains(word)));
+            if let Some(line) = found {
+                return Ok(line.to_owned());
+            }
+            self.patience(started, &format!("nothing is recorded with {words:?}"))?;
+        }
     }
 
     fn wait_until_ready(&mut self, started: Instant) -> Result<()> {
@@ -259,6 +295,14 @@ impl Drop for Sidecar {
             }
         }
     }
+}
+
+/// What both say at first.
+fn configuration(world: &World, name: &str) -> String {
+    format!(
+        "workload: {{ name: {}-{name} }}\naccessLog: {{ format: text }}\n",
+        world.run
+    )
 }
 
 fn connect(port: u16) -> Result<TcpStream> {
