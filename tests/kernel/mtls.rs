@@ -3,14 +3,9 @@
 use std::{fs, io::Write, net::TcpStream, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
-use sidecar_tests::world::{
-    Finished, Running, Settings, Workload, World,
-    programs::{packaged, sidecar},
-    wait,
-};
+use sidecar_tests::world::{Finished, Running, Workload, World, programs::packaged, wait};
 
-use crate::peers;
+use crate::{mesh, peers};
 
 /// Seconds are plenty for what runs at once.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -18,21 +13,11 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// Two workloads with identities of one authority; `b` takes mutual TLS only.
 fn pods(world: &World) -> Result<(Workload<'_>, Workload<'_>)> {
     let (mut a, mut b) = (world.workload("a")?, world.workload("b")?);
-    let directory = world.directory().join("ca");
-    let path = directory.to_str().context("a path")?;
-    let init = ["ca", "init", "--trust-domain", "td", "--directory", path];
-    a.run("ca", sidecar()?, &init)?;
-    let settings = Settings::default()
-        .set("identity.ca.directory", path)
-        .without_redirect();
-    let tls = json!({"mode": "mesh", "subjectAltNames": ["spiffe://td/ns/default/sa/b"]});
-    let address = b.v4(0).ip().to_string();
-    let service = json!({
-        "name": "b", "tls": tls, "addresses": [address],
-        "ports": [{"port": 8080}, {"port": 5432}], "endpoints": [{"address": address}],
-    });
-    a.start_sidecar(&settings.clone().push("services", service))?;
-    b.start_sidecar(&settings.set("inbound.mtls", "strict"))?;
+    let authority = mesh::authority(&a)?;
+    let (web, shop) = ("ns/default/sa/a", "ns/default/sa/b");
+    let service = mesh::service(&b, shop, &[8080]);
+    a.start_sidecar(&mesh::identity(&authority, web).push("services", service))?;
+    b.start_sidecar(&mesh::identity(&authority, shop).set("inbound.mtls", "strict"))?;
     Ok((a, b))
 }
 

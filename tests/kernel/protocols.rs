@@ -1,4 +1,5 @@
-//! Real protocols, most of them without declaring the port: servers that speak first, WebSocket, gRPC, gigabytes.
+//! Real protocols, most of them without declaring the port: servers that speak first, WebSocket, gRPC, gigabytes. For
+//! databases see `databases.rs`.
 
 use std::{
     fs,
@@ -57,85 +58,6 @@ fn a_banner_comes_at_once() {
             banner.stop(LIMIT)?;
         }
         Ok(())
-    });
-}
-
-/// MariaDB greets before the client says a word.
-#[test]
-fn mariadb() {
-    World::play(|world| {
-        let (a, b) = pods(world, &Settings::default())?;
-        let directory = tempfile::tempdir()?;
-        let data = format!("--datadir={}", directory.path().join("data").display());
-        let install = packaged("mariadb-install-db", "mariadb-server")?;
-        let arguments = [
-            "--no-defaults",
-            "--user=root",
-            "--auth-root-authentication-method=normal",
-            "--skip-test-db",
-            &data,
-        ];
-        b.run("install", install, &arguments)?;
-        let socket = format!("--socket={}", directory.path().join("socket").display());
-        let to = b.v4(3306);
-        let bind = format!("--bind-address={}", to.ip());
-        let server = packaged("mariadbd", "mariadb-server")?;
-        let arguments = [
-            "--no-defaults",
-            "--user=root",
-            "--skip-grant-tables",
-            "--skip-name-resolve",
-            &data,
-            &socket,
-            &bind,
-            "--port=3306",
-        ];
-        let server = b.start("mariadbd", server, &arguments)?;
-        peers::listens(&b, to)?;
-
-        let started = Instant::now();
-        let host = format!("--host={}", to.ip());
-        let statement = "create database d; use d; create table d.t as select seq, repeat('x', 1000) as x from seq_1_to_5000; \
-                         select count(*), sum(length(x)), sum(seq) from d.t";
-        let client = packaged("mariadb", "mariadb-client")?;
-        let arguments = [
-            "--no-defaults",
-            &host,
-            "--port=3306",
-            "--user=root",
-            "--batch",
-            "--skip-column-names",
-        ];
-        let asked = a.run(
-            "select",
-            &client,
-            &[&arguments, ["-e", "select 6 * 7"].as_slice()].concat(),
-        )?;
-        ensure!(asked.stdout == "42\n", "{asked:?}");
-        ensure!(
-            started.elapsed() < STALL_LIMIT,
-            "the greeting stalled: {:?}",
-            started.elapsed()
-        );
-        let asked = a.run(
-            "table",
-            &client,
-            &[&arguments, ["-e", statement].as_slice()].concat(),
-        )?;
-        ensure!(asked.stdout == "5000\t5000000\t12502500\n", "{asked:?}");
-        // A large answer.
-        let asked = a.run(
-            "dump",
-            &client,
-            &[&arguments, ["-e", "select x from d.t"].as_slice()].concat(),
-        )?;
-        ensure!(
-            asked.stdout.len() == 5000 * 1001,
-            "{} bytes",
-            asked.stdout.len()
-        );
-        server.stop(LIMIT)?;
-        no_panic([&a, &b])
     });
 }
 
