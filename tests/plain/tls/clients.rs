@@ -102,6 +102,18 @@ fn a_permissive_port_tells_its_clients_apart_and_counts_both() {
     assert_eq!(lines.iter().filter(identified).count(), 2, "{lines:#?}");
 }
 
+#[test]
+fn a_disabled_port_is_plain_to_curl() {
+    let world = sidecar(&Authority::new(), Mtls::Disable, web());
+    let port = world.handle.ports().inbound;
+    let plain = curl(&[], &format!("http://127.0.0.1:{port}/"));
+    assert_eq!(text(&plain.stdout), "hi", "{plain:?}");
+    // The application speaks no TLS, and nobody does it for it.
+    let encrypted = curl(&[], &format!("https://127.0.0.1:{port}/"));
+    assert!(!encrypted.status.success(), "{encrypted:?}");
+    assert_eq!(counted(&world, "mutual_tls"), 0.0);
+}
+
 /// `openssl s_server`, ended with the test.
 struct Application(Child, SocketAddr);
 

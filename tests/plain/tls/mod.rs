@@ -9,4 +9,5 @@ mod relay;
 mod reload;
 mod rotation;
 mod strangers;
+mod testssl;
 mod workload_api;

@@ -17,7 +17,7 @@ use sidecar_userspace::model::{Mtls, Snapshot};
 use super::{
     authority::{Authority, HOUR, Leaf, Says},
     pair::{CLIENT, SERVER},
-    programs::{Papers, s_client, text, workload},
+    programs::{Papers, curl, s_client, text, workload},
 };
 use crate::proxy::world::{World, expect_reset, server, snapshot};
 
@@ -85,6 +85,23 @@ fn refused(leaf: impl FnOnce(&Authority) -> Leaf, alert: u8, reason: &str) {
 #[test]
 fn no_certificate() {
     Guarded::new().refuses(&[], 116, "tls_no_certificate");
+}
+
+#[test]
+fn curl_is_told_what_is_wrong_with_it() {
+    let other = Papers::of(&Authority::new().sign(&workload()));
+    for (options, said, reason) in [
+        (vec![], "certificate required", "tls_no_certificate"),
+        (other.for_curl(), "unknown ca", "tls_unknown_issuer"),
+    ] {
+        let guarded = Guarded::new();
+        let port = guarded.world.handle.ports().inbound;
+        let refused = curl(&options, &format!("https://127.0.0.1:{port}/"));
+        let error = text(&refused.stderr);
+        assert!(error.contains(said), "{error}");
+        assert!(refused.stdout.is_empty(), "{refused:?}");
+        guarded.expect(reason);
+    }
 }
 
 #[test]
@@ -187,13 +204,13 @@ fn plaintext() {
 }
 
 #[test]
-fn a_client_that_says_nothing_or_dribbles_has_its_time_and_no_more() {
+fn a_client_that_says_nothing_or_a_byte_a_second_has_its_time_and_no_more() {
     // The beginning of a ClientHello whose rest does not come in time.
     let hello = [&b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03"[..], &[7; 64]].concat();
     for said in [&hello[..], b""] {
         let guarded = Guarded::with(|snapshot| {
             snapshot.workers = std::num::NonZeroUsize::MIN;
-            snapshot.timeouts.tls_handshake = Duration::from_millis(1500);
+            snapshot.timeouts.tls_handshake = Duration::from_millis(3500);
         });
         let start = Instant::now();
         let mut client = guarded.world.connect_inbound();
@@ -204,7 +221,7 @@ fn a_client_that_says_nothing_or_dribbles_has_its_time_and_no_more() {
                 if writer.write_all(&[byte]).is_err() {
                     return;
                 }
-                thread::sleep(Duration::from_millis(200));
+                thread::sleep(Duration::from_secs(1));
             }
         });
         // Meanwhile the one worker serves others.
@@ -219,7 +236,7 @@ fn a_client_that_says_nothing_or_dribbles_has_its_time_and_no_more() {
         );
         expect_reset(&mut client);
         let waited = start.elapsed();
-        let bounds = Duration::from_millis(1400)..Duration::from_millis(2500);
+        let bounds = Duration::from_millis(3400)..Duration::from_millis(5000);
         assert!(bounds.contains(&waited), "{waited:?}");
         dribble.join().unwrap();
         let lines = guarded.world.finish();
