@@ -436,6 +436,41 @@ fn nothing_asks_for_an_identity_that_is_not_configured() {
 }
 
 #[test]
+fn the_keys_of_an_issuer_are_in_one_place() {
+    let url = "expected a URL with http or https, a host and no user, such as https://issuer.example/keys";
+    let text = |rule: &str| {
+        format!("requestAuthentication:\n  jwtRules:\n    - {{ issuer: i, {rule} }}\n")
+    };
+    for (rule, expected) in [
+        ("jwksUri: 'https://a/k'", ""),
+        ("jwksUri: 'http://a:81/k'", ""),
+        ("jwksUri: 'https://a/k', jwksCaCertificates: /r", ""),
+        ("fromParams: [t]", "one of jwks, jwksFile and jwksUri"),
+        (
+            "jwksUri: 'https://a/k', jwks: '{}'",
+            "one of jwks, jwksFile and jwksUri",
+        ),
+        ("jwksUri: 'https://u:p@a/k'", url),
+        ("jwksUri: 'file:///k'", url),
+        (
+            "jwksUri: 'http://a/k', jwksCaCertificates: /r",
+            "a jwksUri with https beside it",
+        ),
+    ] {
+        match parse("f", &text(rule)) {
+            Ok(_) => assert_eq!(expected, "", "{rule}"),
+            Err(errors) => {
+                let said = errors.to_string();
+                assert!(
+                    !expected.is_empty() && said.contains(expected),
+                    "{rule}: {said}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn errors_can_be_read_by_programs() {
     let refused = parse("f.yaml", "failRule: ajar\n").unwrap_err();
     assert_eq!(
