@@ -5,10 +5,12 @@
 //! - [`world`]: namespaces, cgroups, workloads with or without a sidecar, gone again when they are dropped
 //! - [`stream`], [`script`], [`random`]: what an integrity connection carries and how it behaves
 //! - [`report`]: what the program `traffic` (src/bin/traffic) tells about a run
+//! - [`load`]: what the program `load` (src/bin/load) tells the benchmark (src/bin/bench)
 //! - [`leaks`]: what a sidecar holds in the kernel, and whether it is gone
 //! - [`sys`]: the only unsafe
 
 pub mod leaks;
+pub mod load;
 pub mod random;
 pub mod report;
 pub mod script;

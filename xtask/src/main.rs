@@ -1,6 +1,7 @@
 //! `cargo xtask`: the one door to everything that is done with this repository. One verb, one file.
 
 mod apt;
+mod bench;
 mod build;
 mod check;
 mod demo;
@@ -39,6 +40,8 @@ enum Verb {
     Run(run::Args),
     /// Two programs that know nothing of a proxy talk through two sidecars; shows what came of it, and cleans up
     Demo,
+    /// Measure what a sidecar hop costs, and what the kernel half saves
+    Bench(bench::Args),
     /// Formatting, lints of both halves, documentation, unsafe code in its rooms, commands named in the documents
     Check,
     /// Everything that CI runs
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Verb::Build(arguments) => build::verb(&arguments),
         Verb::Run(arguments) => run::verb(&arguments),
         Verb::Demo => demo::verb(),
+        Verb::Bench(arguments) => bench::verb(&arguments),
         Verb::Check => check::verb(),
         Verb::Test(arguments) => test::verb(&arguments),
     });

@@ -1,11 +1,12 @@
-//! The few system calls that no safe crate offers: integer socket options, and one receive through io_uring.
+//! The few things that no safe crate offers: integer socket options, one receive through io_uring, and a descriptor under tokio.
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
 use io_uring::{IoUring, opcode, types};
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// `setsockopt` with an `int`, for options that neither socket2 nor rustix know.
 pub fn set_option(socket: impl AsFd, level: i32, name: i32, value: i32) -> io::Result<()> {
@@ -40,6 +41,14 @@ pub fn set_fast_open_connect(socket: impl AsFd) -> io::Result<()> {
 /// A listener takes data in the SYN.
 pub fn set_fast_open_listen(socket: impl AsFd) -> io::Result<()> {
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 64)
+}
+
+/// Has tokio tell when `descriptor` can be read.
+pub fn readable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open, answers with the same number as long as it lives, and lives as long as the `AsyncFd`
+    // that owns it.
+    let registered = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
+    Ok(registered?)
 }
 
 /// Receives through a ring of its own, one operation at a time.

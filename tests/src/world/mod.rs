@@ -69,6 +69,11 @@ impl World {
         Self::play_in_turn(Turn::Alone, test);
     }
 
+    /// A world for a measurement: as [`World::play_alone`], for programs that are no tests.
+    pub fn alone() -> Result<Self> {
+        Self::new(Turn::Alone)
+    }
+
     /// As [`World::play`], for a test that mostly waits: it disturbs nobody, and nobody waits for it.
     pub fn play_idle(test: impl FnOnce(&Self) -> Result<()>) {
         Self::play_in_turn(Turn::Idle, test);
@@ -91,7 +96,7 @@ impl World {
     fn new(turn: Turn) -> Result<Self> {
         ensure!(
             rustix::process::geteuid().is_root(),
-            "the kernel tests need root: run them with sudo"
+            "namespaces and kernel programs need root: run this with sudo"
         );
         fs::create_dir_all(sweep::runtime_directory())?;
         let turn = turn.take()?;
@@ -130,6 +135,18 @@ impl World {
 
     /// A new workload, without a sidecar so far.
     pub fn workload(&self, name: &str) -> Result<Workload<'_>> {
+        let workload = self.apart(name)?;
+        let port = format!("w-{name}");
+        workload.namespace().plug_into(
+            &self.bridge,
+            &port,
+            &[workload.v4(0).ip(), workload.v6(0).ip()],
+        )?;
+        Ok(workload)
+    }
+
+    /// A new workload that is not connected to anybody.
+    fn apart(&self, name: &str) -> Result<Workload<'_>> {
         let number = 1 + self.workloads.fetch_add(1, Ordering::Relaxed);
         let host = u8::try_from(number).context("a world holds 255 workloads")?;
         let (v4, v6) = (
@@ -137,9 +154,25 @@ impl World {
             Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, number as u16),
         );
         let namespace = Namespace::new(&format!("{}-{name}", sweep::prefix(&self.id)))?;
-        namespace.plug_into(&self.bridge, &format!("w{number}"), v4, v6)?;
         let cgroup = Cgroup::new(self.cgroup.path().join(name))?;
         Ok(Workload::new(self, name, namespace, cgroup, v4, v6))
+    }
+
+    /// Two new workloads whose namespaces a veth pair joins with nothing in between: for measurements, which a bridge's work
+    /// would be part of. They reach nobody else.
+    pub fn pair(&self, one: &str, other: &str) -> Result<(Workload<'_>, Workload<'_>)> {
+        let (one, other) = (self.apart(one)?, self.apart(other)?);
+        one.namespace().join(
+            other.namespace(),
+            &[one.v4(0).ip(), one.v6(0).ip()],
+            &[other.v4(0).ip(), other.v6(0).ip()],
+        )?;
+        Ok((one, other))
+    }
+
+    /// The control group of everything that runs in this world.
+    pub fn cgroup(&self) -> &Path {
+        self.cgroup.path()
     }
 
     /// A directory for files of this world.

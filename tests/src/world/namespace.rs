@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     os::fd::AsFd,
     path::PathBuf,
     process::{Command, Stdio},
@@ -51,22 +51,42 @@ impl Namespace {
     }
 
     /// Plugs `self` into `bridge` and gives it its addresses.
-    pub fn plug_into(&self, bridge: &Self, port: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<()> {
+    pub fn plug_into(&self, bridge: &Self, port: &str, addresses: &[IpAddr]) -> Result<()> {
         let (name, bridge) = (&self.name, &bridge.name);
         ip(&[
             &format!("-n {name} link add eth0 type veth peer name {port} netns {bridge}"),
             &format!("-n {bridge} link set {port} master br0 up"),
-            &format!("-n {name} addr add {v4}/24 dev eth0"),
-            &format!("-n {name} addr add {v6}/64 dev eth0 nodad"),
-            &format!("-n {name} link set eth0 up"),
-        ])
+        ])?;
+        self.bring_up(addresses)
+    }
+
+    /// Joins `self` and `other` by a veth pair, and gives each its addresses.
+    pub fn join(&self, other: &Self, own: &[IpAddr], others: &[IpAddr]) -> Result<()> {
+        let (name, peer) = (&self.name, &other.name);
+        ip(&[&format!(
+            "-n {name} link add eth0 type veth peer name eth0 netns {peer}"
+        )])?;
+        self.bring_up(own)?;
+        other.bring_up(others)
+    }
+
+    fn bring_up(&self, addresses: &[IpAddr]) -> Result<()> {
+        addresses
+            .iter()
+            .try_for_each(|address| self.add_address(*address))?;
+        ip(&[&format!("-n {} link set eth0 up", self.name)])
     }
 
     /// Adds another address to the namespace's interface.
     pub fn add_address(&self, address: IpAddr) -> Result<()> {
-        let bits = if address.is_ipv4() { 24 } else { 64 };
+        // A look for duplicates would take a second.
+        let (bits, flag) = if address.is_ipv4() {
+            (24, "")
+        } else {
+            (64, " nodad")
+        };
         ip(&[&format!(
-            "-n {} addr add {address}/{bits} dev eth0",
+            "-n {} addr add {address}/{bits} dev eth0{flag}",
             self.name
         )])
     }

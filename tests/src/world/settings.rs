@@ -1,5 +1,7 @@
 //! The configuration of a sidecar under test. JSON is YAML, so no second dialect is needed.
 
+use std::path::{Path, PathBuf};
+
 use serde_json::{Map, Value, json};
 
 /// Configuration and environment of a sidecar; starts from the built-in settings.
@@ -9,6 +11,8 @@ pub struct Settings {
     pub environment: Vec<(String, String)>,
     /// Steer this control group of the workload's instead of one that the sidecar makes; relative to the workload's.
     pub cgroup: Option<String>,
+    /// The binary, if it is not the one of `programs::sidecar`.
+    pub binary: Option<PathBuf>,
     /// The program that the sidecar starts, with its arguments.
     pub command: Vec<String>,
 }
@@ -68,6 +72,11 @@ impl Settings {
 
     pub fn command(mut self, command: &[&str]) -> Self {
         self.command = command.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
+    pub fn binary(mut self, path: &Path) -> Self {
+        self.binary = Some(path.to_owned());
         self
     }
 

@@ -55,7 +55,11 @@ impl Sidecar {
             .directory()
             .join(format!("{}.yaml", workload.name()));
         fs::write(&configuration, settings.text(workload.name()))?;
-        let mut command = workload.command(workload.cgroup(), programs::sidecar()?)?;
+        let binary = match &settings.binary {
+            Some(path) => path.clone(),
+            None => programs::sidecar()?,
+        };
+        let mut command = workload.command(workload.cgroup(), binary)?;
         command
             .arg("run")
             .arg("-c")

@@ -1,0 +1,125 @@
+//! The run: every row in every mode, round after round.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use sidecar_tests::world::World;
+
+use super::{
+    identity::Identities,
+    interrupt,
+    machine::Machine,
+    mode::Mode,
+    plan,
+    programs::Programs,
+    progress::Progress,
+    row::Row,
+    run::{Conditions, FORMAT, Memory, Run, Sample},
+    sample::{self, Timing},
+    spinners::Spinners,
+    stage::{Common, Pair, Stage},
+};
+
+/// What to measure.
+pub struct Order {
+    pub rows: Vec<Row>,
+    pub modes: Vec<Mode>,
+    pub rounds: usize,
+    pub timing: Timing,
+    pub workers: Option<u32>,
+    pub keep_awake: bool,
+}
+
+/// Sets up a world, measures, and takes the world apart.
+pub fn measure(order: &Order, programs: &Programs) -> Result<Run> {
+    let machine = Machine::look()?;
+    let world = World::alone()?;
+    let _awake = match order.keep_awake {
+        true => Some(Spinners::start(&world, &programs.load, machine.cpus)?),
+        false => None,
+    };
+    let common = Common {
+        world: &world,
+        programs,
+        identities: Identities::new(world.directory())?,
+        workers: order.workers,
+        bodies: plan::bodies(&order.rows),
+    };
+    let mut pairs = Vec::new();
+    for mode in &order.modes {
+        pairs.push(Pair::new(&world, mode)?);
+    }
+    let mut run = Run {
+        format: FORMAT,
+        taken: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .context("a clock before 1970")?
+            .as_secs(),
+        version: programs.sidecar_version()?,
+        machine,
+        conditions: Conditions {
+            rounds: order.rounds,
+            seconds: order.timing.seconds,
+            warm_up_seconds: order.timing.warm_up,
+            workers: order.workers,
+            kept_awake: order.keep_awake,
+            nginx: programs.nginx_version()?,
+            peers: Vec::new(),
+        },
+        samples: Vec::new(),
+        memory: Vec::new(),
+    };
+    let mut progress = Progress::new(order.rows.len() * order.modes.len() * order.rounds);
+    for rows in plan::groups(&order.rows) {
+        for round in 1..=order.rounds {
+            for pair in &mut pairs {
+                interrupt::check()?;
+                let part = pass(pair, &common, rows, order.timing, round, &mut progress)?;
+                run.samples.extend(part.0);
+                run.memory.extend(part.1);
+            }
+        }
+    }
+    progress.done();
+    Ok(run)
+}
+
+/// Some rows in one mode.
+fn pass(
+    pair: &mut Pair<'_>,
+    common: &Common<'_>,
+    rows: &[Row],
+    timing: Timing,
+    round: usize,
+    progress: &mut Progress,
+) -> Result<(Vec<Sample>, Vec<Memory>)> {
+    let stage = Stage::start(pair, common)?;
+    let mut samples = Vec::new();
+    let mut memory = footprint(&stage, None)?;
+    for row in rows {
+        interrupt::check()?;
+        progress.begins(row, &stage.pair.mode, round);
+        let mut sample = sample::take(&stage, common.programs, row, timing)?;
+        sample.round = round;
+        progress.ends(&sample);
+        memory.extend(footprint(&stage, Some(row))?);
+        samples.push(sample);
+    }
+    stage.end()?;
+    Ok((samples, memory))
+}
+
+fn footprint(stage: &Stage<'_, '_>, after: Option<&Row>) -> Result<Vec<Memory>> {
+    stage
+        .proxies
+        .iter()
+        .map(|proxy| {
+            Ok(Memory {
+                mode: stage.pair.mode.to_string(),
+                side: proxy.side.to_owned(),
+                after: after.map(Row::to_string),
+                pss_kib: proxy.pss_kib()?,
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,83 @@
+//! `cargo xtask bench`: builds the sidecar as it is released, and the benchmark (tests/src/bin/bench), which it then becomes.
+
+use crate::{apt, build, leftovers, paths, process, setup, step};
+use anyhow::{Context as _, Result, bail};
+use std::{ffi::OsString, os::unix::process::CommandExt as _, process::Command};
+
+/// What the benchmark is given; `--help` shows it.
+#[derive(clap::Args)]
+#[command(disable_help_flag = true)]
+pub struct Args {
+    /// Arguments of the benchmark
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+/// Commands that the benchmark uses, as Debian packages.
+const PACKAGES: [&str; 4] = ["iproute2", "iptables", "nginx", "util-linux"];
+/// As it is released: what a user gets is what is measured.
+const PROFILE: &str = "release";
+
+/// Builds, then replaces this process: signals and the exit code are the benchmark's own.
+///
+/// # Errors
+/// Those of the setup and the build, or if the benchmark does not start.
+pub fn verb(arguments: &Args) -> Result<()> {
+    let says = |option: &str| says(&arguments.arguments, option);
+    if !process::is_root() && !says("--help") && !says("-h") {
+        bail!(
+            "the benchmark loads kernel programs and makes network namespaces, which needs root. Run it as root"
+        );
+    }
+    setup::ensure(setup::Needs::Build)?;
+    apt::ensure("for the benchmark", &PACKAGES.map(str::to_owned))?;
+    let mut bench = program()?;
+    bench.args(&arguments.arguments);
+    if !says("--sidecar") {
+        bench.arg("--sidecar").arg(build::both_halves(PROFILE)?);
+    }
+    process::clean(&mut bench);
+    bench.env(
+        leftovers::RUN_VARIABLE,
+        format!("bench-{}", std::process::id()),
+    );
+    let error = bench.exec();
+    Err(error).with_context(|| format!("starting {}", process::shown(&bench)))
+}
+
+/// The benchmark and its load generator, built.
+fn program() -> Result<Command> {
+    build::kernel_half()?;
+    step::run(
+        "building the benchmark",
+        "Mend what the compiler says above.",
+        process::userspace_cargo()
+            .args(["build", "--locked", "--package", "sidecar-tests"])
+            .args(["--bin", "bench", "--bin", "load"])
+            .args(["--profile", build::TEST_PROFILE]),
+    )?;
+    Ok(Command::new(
+        paths::target().join(build::TEST_PROFILE).join("bench"),
+    ))
+}
+
+/// Whether an option is among the arguments, with its value behind it or behind a `=`.
+fn says(arguments: &[OsString], option: &str) -> bool {
+    arguments.iter().any(|argument| {
+        let argument = argument.to_string_lossy();
+        let rest = argument.strip_prefix(option);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_found_in_both_spellings() {
+        let said = ["--rows", "tcp-*", "--sidecar=x", "--json"].map(OsString::from);
+        assert!(says(&said, "--sidecar") && says(&said, "--rows"));
+        assert!(!says(&said, "--side") && !says(&said, "tcp"));
+    }
+}
