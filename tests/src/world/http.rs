@@ -30,11 +30,22 @@ impl Answer {
     }
 }
 
+/// The status that GET `path` is answered with, by HTTP/1.1: some servers want nothing older.
+pub fn status(address: SocketAddr, path: &str) -> Result<u16> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    Ok(ask(address, path, &request)?.status)
+}
+
 /// GETs `path` by HTTP/1.0, so that the answer ends with the connection.
 pub fn get(address: SocketAddr, path: &str) -> Result<Answer> {
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
+    ask(address, path, &request)
+}
+
+fn ask(address: SocketAddr, path: &str, request: &str) -> Result<Answer> {
     let mut stream = TcpStream::connect_timeout(&address, LIMIT)?;
     stream.set_read_timeout(Some(LIMIT))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+    stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     stream
         .read_to_end(&mut answer)

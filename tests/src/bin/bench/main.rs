@@ -4,6 +4,7 @@
 //!
 //! - [`plan`], [`row`], [`mode`]: what is measured
 //! - [`measure`]: the run; [`stage`] sets one mode up, [`sample`] takes one measurement in it
+//! - [`peers`]: other proxies
 //! - [`nginx`], [`ports`], [`settings`], [`identity`], [`iptables`], [`spinners`]: what a stage consists of
 //! - [`machine`], [`statistics`], [`figures`]: from readings to figures
 //! - [`run`]: a run's result, as it is kept; [`terminal`], [`progress`]: as it is shown
@@ -21,6 +22,7 @@ mod machine;
 mod measure;
 mod mode;
 mod nginx;
+mod peers;
 mod plan;
 mod ports;
 mod programs;
@@ -38,6 +40,7 @@ use figures::Figures;
 use measure::{Order, measure};
 use mode::Mode;
 use programs::Programs;
+use run::Run;
 use sample::Timing;
 
 /// Measures what a sidecar hop costs: two workloads, nginx behind one, a proxy beside each.
@@ -50,6 +53,12 @@ struct Arguments {
     /// Which modes: direct, iptables, steer, redirect
     #[arg(long, value_delimiter = ',', num_args = 1..)]
     modes: Vec<Mode>,
+    /// Another proxy besides: `envoy`, or a script that starts one (see tests/src/bin/bench/peers/script.rs)
+    #[arg(long, value_parser = mode::peer)]
+    peer: Vec<Mode>,
+    /// Where Envoy is; `cargo xtask bench --peer envoy` installs it and knows
+    #[arg(long)]
+    envoy: Option<PathBuf>,
     /// Which rows, such as tcp-1k-closed1, http-mtls-1k-open16 or tcp-stream-*; absent: all
     #[arg(long, value_delimiter = ',', num_args = 1..)]
     rows: Vec<String>,
@@ -93,13 +102,19 @@ fn run(arguments: &Arguments) -> Result<()> {
         return Ok(());
     }
     let order = arguments.order()?;
-    let programs = Programs::find(&arguments.sidecar)?;
-    let run = measure(&order, &programs)?;
+    let programs = Programs::find(&arguments.sidecar, arguments.envoy.as_deref())?;
+    let mut run = measure::begin(&order, &programs)?;
+    let measured = measure(&order, &programs, &mut run);
+    // What was measured before something failed is worth as much.
+    report(arguments, &run).and(measured)
+}
+
+fn report(arguments: &Arguments, run: &Run) -> Result<()> {
     if let Some(path) = &arguments.json {
-        let text = serde_json::to_string_pretty(&run)?;
+        let text = serde_json::to_string_pretty(run)?;
         fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
     }
-    print!("{}", terminal::table(&Figures::of(&run)));
+    print!("{}", terminal::table(&Figures::of(run)));
     Ok(())
 }
 
@@ -118,10 +133,18 @@ impl Arguments {
             (true, true) => plan::QUICK.map(str::to_owned).into(),
             (true, false) => plan::FULL.map(str::to_owned).into(),
         };
-        let modes = match self.modes.is_empty() {
+        let mut modes: Vec<Mode> = match self.modes.is_empty() {
             true => mode::OWN.into(),
             false => self.modes.clone(),
         };
+        for peer in &self.peer {
+            ensure!(
+                *peer != Mode::Envoy || self.envoy.is_some(),
+                "where Envoy is has to be said with --envoy"
+            );
+            modes.push(peer.clone());
+        }
+        modes.dedup();
         Ok(Order {
             rows: plan::select(&rows)?,
             modes,

@@ -14,7 +14,7 @@ use super::{
     programs::Programs,
     progress::Progress,
     row::Row,
-    run::{Conditions, FORMAT, Memory, Run, Sample},
+    run::{Conditions, FORMAT, Memory, Run},
     sample::{self, Timing},
     spinners::Spinners,
     stage::{Common, Pair, Stage},
@@ -30,12 +30,35 @@ pub struct Order {
     pub keep_awake: bool,
 }
 
-/// Sets up a world, measures, and takes the world apart.
-pub fn measure(order: &Order, programs: &Programs) -> Result<Run> {
-    let machine = Machine::look()?;
+/// A run in which nothing is measured yet.
+pub fn begin(order: &Order, programs: &Programs) -> Result<Run> {
+    Ok(Run {
+        format: FORMAT,
+        taken: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .context("a clock before 1970")?
+            .as_secs(),
+        version: programs.sidecar_version()?,
+        machine: Machine::look()?,
+        conditions: Conditions {
+            rounds: order.rounds,
+            seconds: order.timing.seconds,
+            warm_up_seconds: order.timing.warm_up,
+            workers: order.workers,
+            kept_awake: order.keep_awake,
+            nginx: programs.nginx_version()?,
+            peers: programs.envoy_version()?.into_iter().collect(),
+        },
+        samples: Vec::new(),
+        memory: Vec::new(),
+    })
+}
+
+/// Sets up a world, measures into `run`, and takes the world apart. After an error, what was measured before is in `run`.
+pub fn measure(order: &Order, programs: &Programs, run: &mut Run) -> Result<()> {
     let world = World::alone()?;
     let _awake = match order.keep_awake {
-        true => Some(Spinners::start(&world, &programs.load, machine.cpus)?),
+        true => Some(Spinners::start(&world, &programs.load, run.machine.cpus)?),
         false => None,
     };
     let common = Common {
@@ -49,39 +72,16 @@ pub fn measure(order: &Order, programs: &Programs) -> Result<Run> {
     for mode in &order.modes {
         pairs.push(Pair::new(&world, mode)?);
     }
-    let mut run = Run {
-        format: FORMAT,
-        taken: SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .context("a clock before 1970")?
-            .as_secs(),
-        version: programs.sidecar_version()?,
-        machine,
-        conditions: Conditions {
-            rounds: order.rounds,
-            seconds: order.timing.seconds,
-            warm_up_seconds: order.timing.warm_up,
-            workers: order.workers,
-            kept_awake: order.keep_awake,
-            nginx: programs.nginx_version()?,
-            peers: Vec::new(),
-        },
-        samples: Vec::new(),
-        memory: Vec::new(),
-    };
     let mut progress = Progress::new(order.rows.len() * order.modes.len() * order.rounds);
     for rows in plan::groups(&order.rows) {
         for round in 1..=order.rounds {
             for pair in &mut pairs {
-                interrupt::check()?;
-                let part = pass(pair, &common, rows, order.timing, round, &mut progress)?;
-                run.samples.extend(part.0);
-                run.memory.extend(part.1);
+                pass(pair, &common, rows, order.timing, round, run, &mut progress)?;
             }
         }
     }
     progress.done();
-    Ok(run)
+    Ok(())
 }
 
 /// Some rows in one mode.
@@ -91,22 +91,22 @@ fn pass(
     rows: &[Row],
     timing: Timing,
     round: usize,
+    run: &mut Run,
     progress: &mut Progress,
-) -> Result<(Vec<Sample>, Vec<Memory>)> {
+) -> Result<()> {
+    interrupt::check()?;
     let stage = Stage::start(pair, common)?;
-    let mut samples = Vec::new();
-    let mut memory = footprint(&stage, None)?;
+    run.memory.extend(footprint(&stage, None)?);
     for row in rows {
         interrupt::check()?;
         progress.begins(row, &stage.pair.mode, round);
         let mut sample = sample::take(&stage, common.programs, row, timing)?;
         sample.round = round;
         progress.ends(&sample);
-        memory.extend(footprint(&stage, Some(row))?);
-        samples.push(sample);
+        run.samples.push(sample);
+        run.memory.extend(footprint(&stage, Some(row))?);
     }
-    stage.end()?;
-    Ok((samples, memory))
+    stage.end()
 }
 
 fn footprint(stage: &Stage<'_, '_>, after: Option<&Row>) -> Result<Vec<Memory>> {

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
-use anyhow::{Error, Result, bail};
+use anyhow::{Context, Error, Result, bail, ensure};
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
@@ -18,6 +18,24 @@ pub enum Mode {
     Envoy,
     /// A proxy that a script starts, behind the same iptables rules.
     Script(PathBuf),
+}
+
+/// What `--peer` names: `envoy`, or the path of a script.
+pub fn peer(name: &str) -> Result<Mode> {
+    if name == "envoy" {
+        return Ok(Mode::Envoy);
+    }
+    let path = PathBuf::from(name);
+    let path = path.canonicalize().with_context(|| {
+        format!("a peer is `envoy` or the path of a script, and {name} is neither")
+    })?;
+    let known = ["direct", "iptables", "steer", "redirect", "envoy"];
+    let mode = Mode::Script(path);
+    ensure!(
+        !known.contains(&mode.to_string().as_str()),
+        "a script called {mode} cannot be told from the mode: rename it"
+    );
+    Ok(mode)
 }
 
 /// The modes of our own proxy, and what they are compared with.

@@ -12,11 +12,12 @@ use sidecar_tests::world::programs::packaged;
 pub struct Programs {
     pub sidecar: PathBuf,
     pub load: PathBuf,
+    pub envoy: Option<PathBuf>,
 }
 
 impl Programs {
     /// `sidecar` is the binary under test. The load generator is that of this build: cargo puts it beside this program.
-    pub fn find(sidecar: &Path) -> Result<Self> {
+    pub fn find(sidecar: &Path, envoy: Option<&Path>) -> Result<Self> {
         let load = env::current_exe()?.with_file_name("load");
         ensure!(
             load.is_file(),
@@ -26,11 +27,35 @@ impl Programs {
         let sidecar = sidecar
             .canonicalize()
             .with_context(|| format!("no sidecar at {}", sidecar.display()))?;
-        Ok(Self { sidecar, load })
+        let envoy = match envoy {
+            Some(path) => {
+                let found = path.canonicalize();
+                Some(found.with_context(|| format!("no Envoy at {}", path.display()))?)
+            }
+            None => None,
+        };
+        Ok(Self {
+            sidecar,
+            load,
+            envoy,
+        })
     }
 
     pub fn sidecar_version(&self) -> Result<String> {
         first_line(Command::new(&self.sidecar).arg("--version"))
+    }
+
+    /// What Envoy says of itself, in short.
+    pub fn envoy_version(&self) -> Result<Option<String>> {
+        let Some(envoy) = &self.envoy else {
+            return Ok(None);
+        };
+        let output = Command::new(envoy).arg("--version").output();
+        let said = output.with_context(|| format!("starting {}", envoy.display()))?;
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        // envoy  version: <commit>/<version>/Clean/RELEASE/BoringSSL
+        let version = said.split('/').nth(1).unwrap_or(said.trim());
+        Ok(Some(format!("Envoy {version}")))
     }
 
     pub fn nginx_version(&self) -> Result<String> {

@@ -61,7 +61,8 @@ fn common(mode: &Mode, workers: Option<u32>) -> Settings {
     }
 }
 
-fn protocol(wire: Wire) -> &'static str {
+/// As the configuration calls it.
+pub fn protocol(wire: Wire) -> &'static str {
     match wire {
         Wire::Tcp => "tcp",
         Wire::Http => "http",

@@ -2,21 +2,23 @@
 
 use std::{
     fs,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use sidecar_tests::world::{
-    Running, Settings, Workload, World, cgroup::Cgroup, programs::packaged, wait,
+    Running, Settings, Workload, World, cgroup::Cgroup, http, programs::packaged, wait,
 };
 
 use super::{
-    identity::Identities,
+    identity::{CLIENT_ID, Identities, SERVER_ID},
     iptables,
     mode::Mode,
     nginx,
+    peers::{envoy, script},
     ports::{self, PORTS, Server},
     programs::Programs,
     row::Bytes,
@@ -64,7 +66,6 @@ pub struct Stage<'p, 'w> {
 /// A running proxy.
 pub struct Proxy {
     pub side: &'static str,
-    pub pid: u32,
     pub cgroup: PathBuf,
     /// None for one that the workload owns.
     running: Option<Running>,
@@ -134,7 +135,6 @@ impl<'w> Side<'w> {
         )?;
         Ok(Proxy {
             side: self.name,
-            pid: running.pid(),
             cgroup: self.proxy.path().to_owned(),
             running: Some(running),
         })
@@ -146,23 +146,63 @@ impl<'w> Side<'w> {
         let group = sidecar.app_cgroup().parent().context("a control group")?;
         Ok(Proxy {
             side: self.name,
-            pid: sidecar.pid()?,
             cgroup: group.join("proxy"),
             running: None,
         })
     }
 
     fn sidecar_proxy(&self, common: &Common<'_>, settings: &Settings) -> Result<Proxy> {
-        let name = self.workload.name();
-        let path = common.world.directory().join(format!("{name}.yaml"));
-        fs::write(&path, settings.text(name))?;
+        let text = settings.text(self.workload.name());
+        let path = self.write(common, "yaml", &text)?;
+        let proxy =
+            self.start_behind_iptables(&common.programs.sidecar, &["proxy", "-c", &path])?;
+        self.until_ready(proxy, 15021, "/healthz/ready")
+    }
+
+    fn envoy(&self, common: &Common<'_>, bootstrap: &Value) -> Result<Proxy> {
+        let path = self.write(common, "json", &bootstrap.to_string())?;
+        let program = common.programs.envoy.as_deref();
+        let program = program.context("where Envoy is has to be said with --envoy")?;
+        let arguments = [
+            "-c",
+            &path,
+            "--concurrency",
+            "1",
+            "--disable-hot-restart",
+            "--log-level",
+            "error",
+        ];
+        let proxy = self.start_behind_iptables(program, &arguments)?;
+        self.until_ready(proxy, envoy::ADMIN_PORT, "/ready")
+    }
+
+    fn script(&self, common: &Common<'_>, script: &Path, facts: &Value) -> Result<Proxy> {
+        let path = self.write(common, "facts.json", &facts.to_string())?;
+        let mut proxy = self.start_behind_iptables(script, &[self.name, &path])?;
+        if let Some(running) = &mut proxy.running {
+            running.line("ready")?;
+        }
+        Ok(proxy)
+    }
+
+    /// A file of this side's own, as an argument.
+    fn write(&self, common: &Common<'_>, kind: &str, text: &str) -> Result<String> {
+        let name = format!("{}.{kind}", self.workload.name());
+        let path = common.world.directory().join(name);
+        fs::write(&path, text)?;
         let path = path.to_str().context("a path that is not text")?;
-        let mut proxy =
-            self.start_behind_iptables(&common.programs.sidecar, &["proxy", "-c", path])?;
+        Ok(path.to_owned())
+    }
+
+    /// The proxy, once it says on that port that it is ready.
+    fn until_ready(&self, mut proxy: Proxy, port: u16, path: &str) -> Result<Proxy> {
         wait::until_true("the proxy to be ready", READY_LIMIT, || {
             proxy.expect_alive()?;
-            let answer = self.workload.get(15021, "/healthz/ready");
-            Ok(answer.is_ok_and(|answer| answer.status == 200))
+            let address = (Ipv4Addr::LOCALHOST, port).into();
+            let namespace = self.workload.namespace();
+            // Refused until it listens.
+            let status = namespace.enter(|| http::status(address, path))?;
+            Ok(status.is_ok_and(|status| status == 200))
         })?;
         Ok(proxy)
     }
@@ -179,20 +219,35 @@ impl Proxy {
 
     /// Its proportional set: its own pages, and its share of those that it shares.
     pub fn pss_kib(&self) -> Result<u64> {
-        let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid))
-            .context("reading smaps_rollup")?;
-        let pss = text.lines().find_map(|line| line.strip_prefix("Pss:"));
-        let pss = pss.context("no Pss in smaps_rollup")?;
-        Ok(pss.trim().trim_end_matches(" kB").trim().parse()?)
+        self.pids()?.iter().map(|pid| pss_kib(*pid)).sum()
     }
 
     /// The status of each of its threads.
     pub fn thread_files(&self) -> Result<Vec<PathBuf>> {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid)).context("a proxy is gone")?;
-        Ok(tasks
-            .filter_map(|task| Some(task.ok()?.path().join("status")))
-            .collect())
+        let mut files = Vec::new();
+        for pid in self.pids()? {
+            let tasks = fs::read_dir(format!("/proc/{pid}/task")).context("a proxy is gone")?;
+            files.extend(tasks.filter_map(|task| Some(task.ok()?.path().join("status"))));
+        }
+        Ok(files)
     }
+
+    /// Its processes: all that are in its control group.
+    pub fn pids(&self) -> Result<Vec<u32>> {
+        let listed = fs::read_to_string(self.cgroup.join("cgroup.procs"))?;
+        listed
+            .lines()
+            .map(|pid| pid.parse().context("a pid"))
+            .collect()
+    }
+}
+
+fn pss_kib(pid: u32) -> Result<u64> {
+    let text =
+        fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("reading smaps_rollup")?;
+    let pss = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let pss = pss.context("no Pss in smaps_rollup")?;
+    Ok(pss.trim().trim_end_matches(" kB").trim().parse()?)
 }
 
 impl<'p, 'w> Stage<'p, 'w> {
@@ -250,7 +305,22 @@ fn start_proxies(pair: &mut Pair<'_>, common: &Common<'_>) -> Result<Vec<Proxy>>
             }
             Ok(proxies)
         }
-        Mode::Envoy | Mode::Script(_) => anyhow::bail!("{mode} is not there yet"),
+        Mode::Envoy => Ok(vec![
+            pair.server
+                .envoy(common, &envoy::server(&common.identities.server))?,
+            pair.client
+                .envoy(common, &envoy::client(&common.identities.client))?,
+        ]),
+        Mode::Script(script) => {
+            let facts =
+                |identity, peer| script::facts(address, identity, peer, common.world.directory());
+            let server = facts(&common.identities.server, CLIENT_ID);
+            let client = facts(&common.identities.client, SERVER_ID);
+            Ok(vec![
+                pair.server.script(common, script, &server)?,
+                pair.client.script(common, script, &client)?,
+            ])
+        }
     }
 }
 

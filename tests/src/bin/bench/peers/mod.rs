@@ -1,0 +1,4 @@
+//! Other proxies on the same topology, behind the same iptables rules.
+
+pub mod envoy;
+pub mod script;
