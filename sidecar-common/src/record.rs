@@ -188,6 +188,8 @@ pub struct Profile {
     pub passed: u64,
     /// Connections not inserted since the last try.
     pub skipped: u64,
+    /// Sockets that these messages were sent on.
+    pub sockets: u64,
 }
 
 #[cfg(feature = "user")]

@@ -196,13 +196,20 @@ const PROFILE_MESSAGES: u64 = 4096;
 /// One connection in so many is inserted on a port where redirect does not pay, to notice when it does again.
 const PROFILE_RETRY: u64 = 64;
 
+/// Sockets before a port is believed to have short connections only.
+const PROFILE_SOCKETS: u64 = 256;
+/// Messages a socket, at the average, that make up for its way into the map and out of it.
+const WORTH_MESSAGES: u64 = 3;
+
 /// Whether inserting a connection on a port with this profile pays: being in the map and passing costs 5 to
-/// 30 per cent, a redirect saves about half.
+/// 30 per cent, a redirect saves about half, and a connection for one request is over before it has saved anything.
 #[inline(always)]
 pub fn pays(profile: &Profile) -> bool {
-    profile.redirected + profile.passed < PROFILE_MESSAGES
-        || profile.passed < profile.redirected.saturating_mul(4)
-        || profile.skipped % PROFILE_RETRY == PROFILE_RETRY - 1
+    let messages = profile.redirected + profile.passed;
+    let short = profile.sockets >= PROFILE_SOCKETS && messages / WORTH_MESSAGES < profile.sockets;
+    let passes =
+        messages >= PROFILE_MESSAGES && profile.passed >= profile.redirected.saturating_mul(4);
+    !(short || passes) || profile.skipped % PROFILE_RETRY == PROFILE_RETRY - 1
 }
 
 #[cfg(test)]
@@ -475,12 +482,19 @@ mod tests {
         assert!(pays(&Profile {
             redirected: 5000,
             passed: 100,
-            skipped: 0
+            ..Profile::default()
         }));
+        let of_connections = |messages: u64| Profile {
+            redirected: 1000 * messages,
+            sockets: 1000,
+            ..Profile::default()
+        };
+        assert!(!pays(&of_connections(1)), "over before it pays");
+        assert!(pays(&of_connections(10)));
         let bulk = Profile {
             redirected: 10,
             passed: 100_000,
-            skipped: 0,
+            ..Profile::default()
         };
         assert!(!pays(&bulk));
         let skipped = (0..640)

@@ -15,8 +15,10 @@ use crate::{
 };
 
 const NOEXIST: u64 = 1;
-/// Profiles forget: beyond this many messages both counts are halved.
+/// Profiles forget: beyond this many messages all counts are halved.
 const PROFILE_MEMORY: u64 = 1 << 20;
+/// Or so many sockets.
+const SOCKETS_MEMORY: u64 = 2048;
 
 /// Puts an established socket into `FLOWS`, its evidence into `DIRECTIONS`. Neither is ever overwritten: a key
 /// that is taken belongs to another live socket, and this one stays on TCP.
@@ -96,9 +98,11 @@ pub fn learn(state: &SocketState, redirected: u64, passed: u64) {
         Some(profile) => update(profile, |p: &mut Profile| {
             p.redirected += redirected;
             p.passed += passed;
-            if p.redirected + p.passed > PROFILE_MEMORY {
+            p.sockets += 1;
+            if p.redirected + p.passed > PROFILE_MEMORY || p.sockets > SOCKETS_MEMORY {
                 p.redirected /= 2;
                 p.passed /= 2;
+                p.sockets /= 2;
             }
         }),
         None => {
@@ -108,6 +112,7 @@ pub fn learn(state: &SocketState, redirected: u64, passed: u64) {
                     redirected,
                     passed,
                     skipped: 0,
+                    sockets: 1,
                 },
                 NOEXIST,
             );

@@ -70,6 +70,10 @@ fn connecting(ctx: &SockOpsContext) -> Option<()> {
     let local = state.flow.remote.ip.is_loopback() || state.flow.remote.ip == state.flow.local.ip;
     let suits = state.is(SocketState::PROXY) || nonblocking(socket.tcp()?);
     let pays = suits && allowed(state) && pays(state);
+    if !pays && !state.original.is_some() && !state.claimed_peer.is_some() {
+        // There is nothing to tell the other end.
+        return None;
+    }
     let pending = Pending {
         owner: state.cookie,
         original: state.original,

@@ -95,7 +95,7 @@ impl Proxy {
     /// A proxy for connections that the kernel half steers.
     pub fn new(snapshot: Arc<SnapshotHandle>, listeners: Listeners, metrics: Arc<Metrics>) -> Self {
         let origin = KernelOrigin {
-            inbound_port: listeners.ports.inbound,
+            own_ports: listeners.ports,
         };
         Self {
             snapshot,

@@ -7,17 +7,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::{
     ConnectionContext, Direction, Reason, Transport,
     balance::{self, Load},
-    liveness,
     route::Target,
 };
 use crate::{
-    model::{Protocol, Timeouts},
+    model::Protocol,
     sys::sockopt,
     tls::{self, Carried, Secured},
 };
@@ -176,18 +174,13 @@ async fn dial_unbounded(context: &ConnectionContext, address: SocketAddr) -> io:
     } else {
         TcpSocket::new_v6()
     }?;
-    set_options(SockRef::from(&socket), &context.snapshot.timeouts)?;
+    // For small messages.
+    socket.set_nodelay(true)?;
     if context.direction == Direction::Inbound {
         // The application shall see the real client. Without a kernel half it sees the proxy.
         let _ = sockopt::claim_peer(&socket, context.peer);
     }
     socket.connect(address).await
-}
-
-/// No delay for small messages; peers that vanish are noticed.
-pub(super) fn set_options(socket: SockRef<'_>, timeouts: &Timeouts) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
-    liveness::watch(&socket, timeouts)
 }
 
 /// With several endpoints to try, a silent one may not use up the time of all: a third of what is left at

@@ -11,7 +11,7 @@ use std::{
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::{connect, origin::OwnPorts};
+use super::{liveness, origin::OwnPorts};
 use crate::{
     model::{Listeners as Configured, Timeouts},
     sys::sockopt,
@@ -219,7 +219,8 @@ impl Kind {
             // The loopback sockets leave IPv4 to their sibling; the inbound one serves both.
             socket.set_only_v6(self.ip.is_loopback())?;
         }
-        connect::set_options(SockRef::from(&socket), timeouts)?;
+        socket.set_tcp_nodelay(true)?;
+        liveness::watch(&SockRef::from(&socket), timeouts)?;
         socket.bind(&SocketAddr::new(self.ip, port).into())?;
         Ok(socket.into())
     }

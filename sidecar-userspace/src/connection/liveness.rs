@@ -5,7 +5,7 @@
 //! the kernel goes by unanswered probes and retransmissions, `net.ipv4.tcp_retries2` of them; only that the time between
 //! two grows to two minutes. Linux 6.15 lets a socket bound that time.
 
-use std::{fs, io, sync::OnceLock, time::Duration};
+use std::{cell::Cell, fs, io, sync::OnceLock, time::Duration};
 
 use socket2::{SockRef, TcpKeepalive};
 
@@ -19,8 +19,9 @@ const FIRST: Duration = Duration::from_millis(200);
 /// Before Linux 6.15: long enough for most that are only slow.
 const USER_TIMEOUT_AT_LEAST: Duration = Duration::from_secs(120);
 
-/// Sets what a listener or a socket that is to connect needs. Accepted sockets inherit it.
-pub(super) fn watch(socket: &SockRef<'_>, timeouts: &Timeouts) -> io::Result<()> {
+/// Sets what a listener or a connected socket needs. Accepted sockets inherit it. It is several system calls: whoever
+/// dials does it once a connection has lived for a while, or is going to.
+pub(crate) fn watch(socket: &SockRef<'_>, timeouts: &Timeouts) -> io::Result<()> {
     if !timeouts.keepalive.is_zero() {
         // Probes follow each other quickly, so that a dead peer is found soon after the first one.
         let interval =
@@ -39,6 +40,23 @@ pub(super) fn watch(socket: &SockRef<'_>, timeouts: &Timeouts) -> io::Result<()>
     Ok(())
 }
 
+/// As [`find_bound`], which is the same for most connections.
+fn bound_for(user: Duration, retries: u32) -> Duration {
+    thread_local! {
+        static LAST: Cell<Option<(Duration, u32, Duration)>> = const { Cell::new(None) };
+    }
+    match LAST.get() {
+        Some((same_user, same_retries, bound)) if (same_user, same_retries) == (user, retries) => {
+            bound
+        }
+        _ => {
+            let bound = find_bound(user, retries);
+            LAST.set(Some((user, retries, bound)));
+            bound
+        }
+    }
+}
+
 /// How often the kernel asks in vain, in the network namespace of this process.
 fn retries() -> u32 {
     static RETRIES: OnceLock<u32> = OnceLock::new();
@@ -49,7 +67,7 @@ fn retries() -> u32 {
 }
 
 /// The shortest bound with which `retries` take as long as `user`, as nearly as the kernel allows.
-fn bound_for(user: Duration, retries: u32) -> Duration {
+fn find_bound(user: Duration, retries: u32) -> Duration {
     let (mut low_ms, mut high_ms) = (SHORTEST_BOUND_MS, LONGEST_BOUND_MS);
     while low_ms < high_ms {
         let middle_ms = (low_ms + high_ms) / 2;

@@ -7,7 +7,7 @@ pub mod buffers;
 pub mod connect;
 pub mod detect;
 pub mod listen;
-mod liveness;
+pub(crate) mod liveness;
 pub mod origin;
 pub mod outcome;
 pub mod record;

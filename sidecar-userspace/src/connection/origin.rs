@@ -12,12 +12,13 @@ use super::{
 /// Where original destinations come from. The kernel in production; tests that have no kernel half give
 /// their own.
 pub trait OriginSource: Debug + Send + Sync {
-    /// The original destination of an accepted connection, `None` if the client dialled the listener itself.
+    /// The original destination of an accepted connection from `peer`, `None` if the client dialled the listener itself.
     /// Errors are the operating system's.
     fn original(
         &self,
         direction: Direction,
         accepted: &TcpStream,
+        peer: SocketAddr,
     ) -> io::Result<Option<SocketAddr>>;
 }
 
@@ -26,8 +27,7 @@ pub trait OriginSource: Debug + Send + Sync {
 /// listener by NAT has the listener's port there, and conntrack knows the one before.
 #[derive(Debug)]
 pub struct KernelOrigin {
-    /// Of the inbound listener.
-    pub inbound_port: u16,
+    pub own_ports: OwnPorts,
 }
 
 impl OriginSource for KernelOrigin {
@@ -35,22 +35,30 @@ impl OriginSource for KernelOrigin {
         &self,
         direction: Direction,
         accepted: &TcpStream,
+        peer: SocketAddr,
     ) -> io::Result<Option<SocketAddr>> {
-        let local = canonical(accepted.local_addr()?);
-        if direction == Direction::Inbound && local.port() != self.inbound_port {
-            return Ok(Some(local));
-        }
-        let socket = SockRef::from(accepted);
-        let answer = if local.is_ipv4() {
-            // A v4-mapped destination arrives at the IPv4 listener.
-            answered(socket.original_dst_v4())?
-        } else {
-            answered(socket.original_dst_v6())?
+        let asked = || {
+            let socket = SockRef::from(accepted);
+            let answer = if peer.is_ipv4() {
+                // A v4-mapped destination arrives at the IPv4 listener.
+                answered(socket.original_dst_v4())?
+            } else {
+                answered(socket.original_dst_v6())?
+            };
+            Ok::<_, io::Error>(answer.map(canonical))
         };
         match direction {
-            Direction::Inbound => Ok(Some(answer.map_or(local, canonical))),
+            Direction::Inbound => {
+                let local = canonical(accepted.local_addr()?);
+                match local.port() == self.own_ports.inbound {
+                    true => Ok(asked()?.or(Some(local))),
+                    false => Ok(Some(local)),
+                }
+            }
             // conntrack answers for connections that nobody steered too, with the listener's own address.
-            Direction::Outbound => Ok(answer.map(canonical).filter(|original| *original != local)),
+            Direction::Outbound => Ok(asked()?.filter(|original| {
+                !(original.ip().is_loopback() && original.port() == self.own_ports.outbound)
+            })),
         }
     }
 }
@@ -73,7 +81,7 @@ pub fn origin(accepted: &Accepted, worker: &Rc<Worker>) -> Result<ConnectionCont
     } = accepted;
     let original = client
         .tcp()
-        .and_then(|tcp| worker.origin.original(*direction, tcp));
+        .and_then(|tcp| worker.origin.original(*direction, tcp, *peer));
     let original = original.map_err(|error| ConnectError {
         detail: Some(error.to_string()),
         ..Reason::OriginUnknown.into()
@@ -164,15 +172,14 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let _client = TcpStream::connect(address).await.unwrap();
-        let (accepted, _) = listener.accept().await.unwrap();
-        let origin = KernelOrigin { inbound_port: 1 };
-        assert_eq!(
-            origin.original(Direction::Outbound, &accepted).unwrap(),
-            None
-        );
-        assert_eq!(
-            origin.original(Direction::Inbound, &accepted).unwrap(),
-            Some(address)
-        );
+        let (accepted, peer) = listener.accept().await.unwrap();
+        let own_ports = OwnPorts {
+            outbound: address.port(),
+            inbound: 1,
+        };
+        let origin = KernelOrigin { own_ports };
+        let original = |direction| origin.original(direction, &accepted, peer).unwrap();
+        assert_eq!(original(Direction::Outbound), None);
+        assert_eq!(original(Direction::Inbound), Some(address));
     }
 }

@@ -24,10 +24,14 @@ use tokio::{
 use super::{
     Ended, Outcome, Reason, Stream, Transport,
     buffers::{Buffers, Pending},
+    liveness,
     room::Room,
     stream,
 };
-use crate::{model::Snapshot, tls::failure};
+use crate::{
+    model::{Snapshot, Timeouts},
+    tls::failure,
+};
 
 mod join;
 mod layered;
@@ -47,18 +51,22 @@ const LOOK_AT_MOST_EVERY: Duration = Duration::from_secs(5);
 
 /// What the relay needs to know of the configuration.
 #[derive(Debug, Clone, Copy)]
-pub struct Settings {
+pub struct Settings<'a> {
     /// Ends the connection with a reset; zero: never. Exceeded by up to a quarter.
     pub idle_timeout: Duration,
     /// Bytes of one read at most.
     pub buffer_bytes: usize,
+    /// For noticing that upstream has vanished.
+    pub timeouts: &'a Timeouts,
 }
 
-impl Settings {
-    pub fn of(snapshot: &Snapshot) -> Self {
+impl<'a> Settings<'a> {
+    pub fn of(snapshot: &'a Snapshot) -> Self {
         Self {
             idle_timeout: snapshot.timeouts.idle,
-            buffer_bytes: snapshot.limits.buffer_bytes,
+            // An empty buffer would read like an end of stream.
+            buffer_bytes: snapshot.limits.buffer_bytes.max(1024),
+            timeouts: &snapshot.timeouts,
         }
     }
 
@@ -74,17 +82,12 @@ impl Settings {
 /// Relays until both directions ended or one side failed. If the future is dropped before, both sides are reset.
 ///
 /// No `async fn`, which would hold both sides twice: most of a connection's life is spent here.
-pub fn relay(
+pub fn relay<'a>(
     client: Transport,
     upstream: Transport,
-    pool: &Buffers,
-    settings: Settings,
-) -> impl Future<Output = Ended> {
-    // An empty buffer would read like an end of stream.
-    let settings = Settings {
-        buffer_bytes: settings.buffer_bytes.max(1024),
-        ..settings
-    };
+    pool: &'a Buffers,
+    settings: Settings<'a>,
+) -> impl Future<Output = Ended> + use<'a> {
     match (client, upstream) {
         (Transport::Tcp(client), Transport::Tcp(upstream)) => {
             Either::Left(sockets(client, upstream, pool, settings))
@@ -95,7 +98,12 @@ pub fn relay(
     }
 }
 
-async fn sockets(client: Stream, upstream: Stream, pool: &Buffers, settings: Settings) -> Ended {
+async fn sockets(
+    client: Stream,
+    upstream: Stream,
+    pool: &Buffers,
+    settings: Settings<'_>,
+) -> Ended {
     let (client, from_client) = client.into_parts();
     let (upstream, from_upstream) = upstream.into_parts();
     let mut pair = Pair {
@@ -153,6 +161,8 @@ enum Failure {
 struct Turn {
     left_bytes: usize,
     moved: bool,
+    /// The other direction is done.
+    last: bool,
 }
 
 impl Default for Turn {
@@ -160,6 +170,7 @@ impl Default for Turn {
         Self {
             left_bytes: TURN_BYTES,
             moved: false,
+            last: false,
         }
     }
 }
@@ -171,7 +182,7 @@ impl Pair {
         &mut self,
         cx: &mut Context<'_>,
         pool: &Buffers,
-        settings: Settings,
+        settings: Settings<'_>,
         patience: &mut Patience,
         mut timer: Pin<&mut Sleep>,
     ) -> Poll<End> {
@@ -180,6 +191,7 @@ impl Pair {
         };
         // Each direction has its own share of the turn, so that neither starves the other.
         let (mut there, mut back) = (Turn::default(), Turn::default());
+        there.last = self.to_client.done;
         if let Poll::Ready(Err(failure)) = self
             .to_upstream
             .poll(cx, client, upstream, pool, settings, &mut there)
@@ -189,6 +201,7 @@ impl Pair {
                 Failure::Receiver(error) => upstream_failed(&error),
             });
         }
+        back.last = self.to_upstream.done;
         if let Poll::Ready(Err(failure)) = self
             .to_client
             .poll(cx, upstream, client, pool, settings, &mut back)
@@ -218,6 +231,7 @@ impl Pair {
             if let Some(end) = failed_unseen(client, upstream) {
                 return Poll::Ready(end);
             }
+            patience.watch(upstream, settings);
             patience.past(self.join.bytes(client, upstream));
             if patience.ends() {
                 return Poll::Ready((Reason::IdleTimeout.into(), None));
@@ -266,7 +280,7 @@ impl Flow {
         from: &TcpStream,
         to: &TcpStream,
         pool: &Buffers,
-        settings: Settings,
+        settings: Settings<'_>,
         turn: &mut Turn,
     ) -> Poll<Result<(), Failure>> {
         if self.done {
@@ -277,9 +291,12 @@ impl Flow {
                 ready!(self.poll_write_pending(cx, to, pool, turn))?;
             }
             if self.ended {
-                SockRef::from(to)
-                    .shutdown(Shutdown::Write)
-                    .map_err(Failure::Receiver)?;
+                // The last end is said by closing, which comes at once.
+                if !turn.last {
+                    SockRef::from(to)
+                        .shutdown(Shutdown::Write)
+                        .map_err(Failure::Receiver)?;
+                }
                 self.done = true;
                 turn.moved = true;
                 return Poll::Ready(Ok(()));
@@ -314,7 +331,7 @@ impl Flow {
         from: &TcpStream,
         to: &TcpStream,
         pool: &Buffers,
-        settings: Settings,
+        settings: Settings<'_>,
         turn: &mut Turn,
     ) -> Result<(), Failure> {
         let limit = settings.read_bytes(self.moved_bytes);
@@ -393,6 +410,8 @@ struct Patience {
     moved: bool,
     /// Bytes that went past the relay, both ways, when that was looked at last.
     past_bytes: u64,
+    /// Upstream is asked for a sign of life.
+    watching: bool,
 }
 
 impl Patience {
@@ -407,6 +426,16 @@ impl Patience {
             quiet_for: Duration::ZERO,
             moved: false,
             past_bytes: 0,
+            watching: false,
+        }
+    }
+
+    /// The connection has lived for a period: a peer that vanishes must be noticed from now on.
+    fn watch(&mut self, upstream: &TcpStream, settings: Settings<'_>) {
+        if !self.watching {
+            self.watching = true;
+            // It fails only on a socket that has failed, and then that is seen anyway.
+            let _ = liveness::watch(&SockRef::from(upstream), settings.timeouts);
         }
     }
 

@@ -48,16 +48,17 @@ impl Worker {
     pub(crate) fn for_tests() -> Self {
         let metrics = Arc::new(crate::telemetry::metrics::Metrics::new().unwrap());
         let drain = crate::lifecycle::drain::Drain::default().signal();
+        let own_ports = OwnPorts {
+            outbound: 0,
+            inbound: 0,
+        };
         Self {
             number: 0,
             recorder: Recorder::for_tests(&metrics),
             drain,
             snapshot: SnapshotHandle::new(crate::model::Snapshot::builtin(), None),
-            origin: Arc::new(super::origin::KernelOrigin { inbound_port: 0 }),
-            own_ports: OwnPorts {
-                outbound: 0,
-                inbound: 0,
-            },
+            origin: Arc::new(super::origin::KernelOrigin { own_ports }),
+            own_ports,
             places: Places::new(1024),
             balancer: Balancer::default(),
             resolver: Resolver::default(),

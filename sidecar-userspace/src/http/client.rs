@@ -18,6 +18,7 @@ use hyper::{
     client::conn::{TrySendError, http1, http2},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 
 use super::{
     body::RequestBody,
@@ -31,6 +32,7 @@ use crate::connection::{
     Reason, Worker,
     balance::{self, Load},
     connect::{self, ConnectError, Opened},
+    liveness,
     route::Target,
 };
 use crate::tls::{Carried, Secured};
@@ -258,7 +260,10 @@ async fn http1(
     address: SocketAddr,
     opened: Opened,
 ) -> Result<Http1, ConnectError> {
-    let limits = &session.context.snapshot.limits;
+    let snapshot = &session.context.snapshot;
+    let limits = &snapshot.limits;
+    // Kept connections live long enough to see their peer vanish. It fails only on a socket that has failed.
+    let _ = liveness::watch(&SockRef::from(opened.stream.tcp()), &snapshot.timeouts);
     let mut builder = http1::Builder::new();
     builder
         .max_buf_size(buffer_bytes(limits.header_bytes, limits.buffer_bytes))
@@ -285,6 +290,7 @@ async fn http2_connection(
     opened: Opened,
 ) -> Result<Place, ConnectError> {
     let snapshot = &session.context.snapshot;
+    let _ = liveness::watch(&SockRef::from(opened.stream.tcp()), &snapshot.timeouts);
     let mut builder = http2::Builder::new(LocalExecutor);
     builder
         .timer(TokioTimer::new())

@@ -31,7 +31,12 @@ pub const SOON: Duration = Duration::from_secs(10);
 struct Fixed(Mutex<Option<SocketAddr>>);
 
 impl OriginSource for Fixed {
-    fn original(&self, _: Direction, _: &tokio::net::TcpStream) -> io::Result<Option<SocketAddr>> {
+    fn original(
+        &self,
+        _: Direction,
+        _: &tokio::net::TcpStream,
+        _: SocketAddr,
+    ) -> io::Result<Option<SocketAddr>> {
         Ok(*self.0.lock().unwrap())
     }
 }

@@ -24,7 +24,7 @@ pub(super) async fn relay(
     client: Transport,
     upstream: Transport,
     pool: &Buffers,
-    settings: Settings,
+    settings: Settings<'_>,
 ) -> Ended {
     let mut pair = Pair {
         sides: Some((client, upstream)),
@@ -74,7 +74,7 @@ impl Pair {
         &mut self,
         cx: &mut Context<'_>,
         pool: &Buffers,
-        settings: Settings,
+        settings: Settings<'_>,
         patience: &mut Patience,
         mut timer: Pin<&mut Sleep>,
     ) -> Poll<End> {
@@ -112,6 +112,7 @@ impl Pair {
             if let Some(end) = failed_unseen(client.tcp(), upstream.tcp()) {
                 return Poll::Ready(end);
             }
+            patience.watch(upstream.tcp(), settings);
             if patience.ends() {
                 return Poll::Ready((Reason::IdleTimeout.into(), None));
             }
@@ -138,7 +139,7 @@ impl Flow {
         from: &mut Transport,
         to: &mut Transport,
         pool: &Buffers,
-        settings: Settings,
+        settings: Settings<'_>,
         turn: &mut Turn,
     ) -> Poll<Result<(), Failure>> {
         if self.done {
@@ -178,7 +179,7 @@ impl Flow {
         from: &mut Transport,
         to: &mut Transport,
         pool: &Buffers,
-        settings: Settings,
+        settings: Settings<'_>,
         turn: &mut Turn,
     ) -> Poll<Result<(), Failure>> {
         let limit = settings.read_bytes(self.moved_bytes);
