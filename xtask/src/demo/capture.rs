@@ -206,7 +206,7 @@ mod tests {
             file.extend_from_slice(&frame);
         }
         // The last packet is being written.
-        file.extend_from_slice(&[0; 20]);
+        file.extend_from_slice(&[1; 20]);
         let seen = Seen::of(&file).unwrap();
         assert_eq!((seen.packets, seen.handshakes), (4, 1));
         assert_eq!((seen.application_data, seen.tls_13), (1, true));

@@ -97,7 +97,7 @@ const ALWAYS: [&str; 5] = [
 ];
 
 /// What the kernel half's counters mean, by the value of their only label.
-const WORDS: [(&str, &str); 27] = [
+const WORDS: [(&str, &str); 28] = [
     ("steered", "connections steered to the proxy"),
     ("excluded", "connections left alone: excluded"),
     ("loopback", "connections left alone: loopback"),
@@ -118,6 +118,7 @@ const WORDS: [(&str, &str); 27] = [
         "sockets not paired: it does not pay on this port",
     ),
     ("redirected", "messages redirected past TCP"),
+    ("joined", "  of these, past both proxies as well"),
     (
         "passed_order",
         "messages left to TCP: earlier ones not proven read",
