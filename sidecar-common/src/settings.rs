@@ -109,6 +109,11 @@ pub struct ListeningKey {
     pub port: u32,
 }
 
+/// Redirect on any map hit.
+pub const NAIVE_REDIRECT: u32 = 1;
+/// Go past the proxies whatever is under way between.
+pub const NAIVE_JOIN: u32 = 2;
+
 /// Offsets into the running kernel's structures, from its BTF; and switches fixed at load.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -123,7 +128,7 @@ pub struct Tunables {
     pub ingress_msg: u32,
     /// 1 when the start-up self-test passed (or is running).
     pub redirect: u32,
-    /// 1: redirect on any map hit, without evidence. For tests that must catch it, never for use.
+    /// Which evidence is not asked for: one of the `NAIVE_` constants. For tests that must catch it, never for use.
     pub naive: u32,
     /// Number of `splice(2)` on this architecture.
     pub splice_number: u32,

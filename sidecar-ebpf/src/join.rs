@@ -11,6 +11,7 @@ use aya_ebpf::programs::SkMsgContext;
 use sidecar_common::{
     flow::{Direction, FlowKey},
     origin::SocketState,
+    settings::NAIVE_JOIN,
 };
 use sidecar_ebpf::decide::{self, Evidence};
 
@@ -84,6 +85,12 @@ fn check(
     let receiver = TcpSocket::from_word(last.socket);
     let workload = WORKLOADS.get(last.workload)?;
     let by_tcp = sender.write_seq()?.wrapping_sub(first.start_seq);
+    let given = by_tcp.wrapping_add(first.sent_bytes as u32);
+    let arrived = if TUNABLES.load().naive == NAIVE_JOIN {
+        given
+    } else {
+        last.settled_bytes
+    };
     let evidence = Evidence {
         enabled: TUNABLES.load().redirect != 0,
         receiver_flags: workload.flags,
@@ -93,9 +100,8 @@ fn check(
         blocking: receiver.is_nonblocking() == Some(false),
         ulp: receiver.has_ulp(),
         tcp_state: socket.state(),
-        // All that the sender gave away, and what has arrived of it.
-        write_seq: by_tcp.wrapping_add(first.sent_bytes as u32),
-        copied_seq: last.settled_bytes,
+        write_seq: given,
+        copied_seq: arrived,
         unread_bytes: unread(last, receiver),
         message_bytes: bytes,
         credit_bytes: workload.credit_bytes,

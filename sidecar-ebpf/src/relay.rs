@@ -7,6 +7,7 @@ use sidecar_common::{
     layout::{ROOM_TCP, ROOM_UNDECIDED},
     origin::SocketState,
     record::Counter,
+    settings::NAIVE_REDIRECT,
 };
 use sidecar_ebpf::decide::{self, Evidence, Room};
 
@@ -78,7 +79,7 @@ fn try_message(
         .map(entry)
         .ok_or(Counter::PassedNoPeer)?;
     let bytes = ctx.size();
-    if TUNABLES.load().naive == 0 {
+    if TUNABLES.load().naive != NAIVE_REDIRECT {
         if !state.is(SocketState::PROXY) && join::try_message(ctx, socket, state, direction) {
             return Ok(Way::Joined);
         }
@@ -120,7 +121,9 @@ pub fn room(tcp_state: u32, state: &mut SocketState) -> u32 {
                 .is_some_and(|pending| read(pending).owner == state.cookie);
         return if waits { ROOM_UNDECIDED } else { ROOM_TCP };
     };
-    if direction.flags & (Direction::TO_PROXY | Direction::TCP) != 0 || TUNABLES.load().naive != 0 {
+    if direction.flags & (Direction::TO_PROXY | Direction::TCP) != 0
+        || TUNABLES.load().naive == NAIVE_REDIRECT
+    {
         return ROOM_TCP;
     }
     let room = match evidence(tcp_state, state, direction, 0) {

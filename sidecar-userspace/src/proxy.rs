@@ -27,6 +27,7 @@ use crate::{
         descriptors,
         drain::{Drain, DrainSignal, DrainTrigger, Phase},
         readiness::{Readiness, Token},
+        thrift,
     },
     telemetry::{
         access_log::{AccessLog, OpenError, Writer},
@@ -175,6 +176,7 @@ impl Proxy {
             quit_asked,
             snapshot,
             log: log.clone(),
+            places: places.clone(),
             ended: ended_sender,
         };
         threads.push(spawn("control".to_owned(), move |runtime| {
@@ -336,6 +338,7 @@ struct Control {
     quit_asked: mpsc::Receiver<()>,
     snapshot: Arc<SnapshotHandle>,
     log: AccessLog,
+    places: Places,
     ended: watch::Sender<bool>,
 }
 
@@ -348,6 +351,7 @@ impl Control {
             mut quit_asked,
             snapshot,
             log,
+            places,
             ended,
         } = self;
         runtime.block_on(async move {
@@ -374,6 +378,7 @@ impl Control {
                 _ = quit_asked.recv() => {}
                 never = follow => match never {},
                 never = refresh_keys() => match never {},
+                never = thrift::keep(|| places.taken()) => match never {},
                 never = fetch => match never {},
             }
             let patience = snapshot.load().timeouts.drain;

@@ -9,6 +9,7 @@ mod egress;
 mod identities;
 mod integrity;
 mod isolation;
+mod joined;
 mod lifecycle;
 mod liveness;
 mod mesh;

@@ -211,7 +211,7 @@ impl Enrolment {
         if let Some((name, failure)) = failed {
             let failure = format!("self-test {name}: {failure}");
             // The fault switch wants the fault.
-            match features::fault() {
+            match features::fault() != 0 {
                 true => warn!(%failure, "redirect stays on: {} says so", features::FAULT_VARIABLE),
                 false => self.refuse_redirect(failure),
             }

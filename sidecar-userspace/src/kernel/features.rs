@@ -1,6 +1,6 @@
 //! Tunables of the kernel half that follow from the running kernel.
 
-use sidecar_common::settings::Tunables;
+use sidecar_common::settings::{NAIVE_JOIN, NAIVE_REDIRECT, Tunables};
 
 use super::btf::{Btf, BtfError};
 
@@ -11,12 +11,16 @@ const SPLICE: (u32, u32) = (275, 14 * 8);
 #[cfg(target_arch = "aarch64")]
 const SPLICE: (u32, u32) = (76, 0);
 
-/// Set to `naive-redirect`, it switches the evidence off: for tests that must catch that, never for use.
+/// Set to `naive-redirect` or `naive-join`, it switches evidence off: for tests that must catch that, never for use.
 pub const FAULT_VARIABLE: &str = "SIDECAR_FAULT";
 
-/// Whether the fault switch is set.
-pub fn fault() -> bool {
-    std::env::var_os(FAULT_VARIABLE).is_some_and(|fault| fault == "naive-redirect")
+/// What the fault switch says, as [`Tunables::naive`]; 0: it is not set.
+pub fn fault() -> u32 {
+    match std::env::var(FAULT_VARIABLE).as_deref() {
+        Ok("naive-redirect") => NAIVE_REDIRECT,
+        Ok("naive-join") => NAIVE_JOIN,
+        _ => 0,
+    }
 }
 
 /// Offsets for the evidence, or why redirect is impossible here.
@@ -29,7 +33,7 @@ pub fn tunables() -> Result<Tunables, BtfError> {
         sk_user_data: btf.offset("sock", "sk_user_data")?,
         ingress_msg: btf.offset("sk_psock", "ingress_msg")?,
         redirect: 1,
-        naive: u32::from(fault()),
+        naive: fault(),
         files: btf.offset("task_struct", "files")?,
         fdt: btf.offset("files_struct", "fdt")?,
         fd: btf.offset("fdtable", "fd")?,

@@ -4,3 +4,4 @@ pub mod descriptors;
 pub mod drain;
 pub mod readiness;
 pub mod signal;
+pub mod thrift;

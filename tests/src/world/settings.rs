@@ -70,6 +70,11 @@ impl Settings {
         self.set("redirect.enabled", false)
     }
 
+    /// The design that goes past the proxies whatever they hold: what the tests must catch.
+    pub fn naive_join(self) -> Self {
+        self.environment("SIDECAR_FAULT", "naive-join")
+    }
+
     pub fn command(mut self, command: &[&str]) -> Self {
         self.command = command.iter().map(|&word| word.to_owned()).collect();
         self

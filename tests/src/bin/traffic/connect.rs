@@ -1,11 +1,15 @@
 //! Sockets as the programs want them.
 
 use std::{
-    io::{self, Read},
+    io::{self, Read, Write},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     time::{Duration, Instant},
 };
 
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+};
 use sidecar_tests::sys;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -15,6 +19,48 @@ pub struct Dial {
     pub fast_open: bool,
     /// Local port; any if `None`.
     pub source_port: Option<u16>,
+    /// `O_NONBLOCK` from the start: see [`Patient`].
+    pub nonblocking: bool,
+}
+
+/// A socket that does not block, for programs that wait: they `poll`.
+pub struct Patient(pub TcpStream);
+
+impl Patient {
+    fn wait<T>(
+        &self,
+        events: PollFlags,
+        attempt: impl Fn(&TcpStream) -> io::Result<T>,
+    ) -> io::Result<T> {
+        loop {
+            match attempt(&self.0) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    poll(&mut [PollFd::new(&self.0, events)], None)?;
+                }
+                result => return result,
+            }
+        }
+    }
+}
+
+impl Read for Patient {
+    fn read(&mut self, space: &mut [u8]) -> io::Result<usize> {
+        // `&TcpStream` reads as well, and is not borrowed for the wait.
+        let space = std::cell::RefCell::new(space);
+        self.wait(PollFlags::IN, |mut socket| {
+            socket.read(&mut space.borrow_mut())
+        })
+    }
+}
+
+impl Write for Patient {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.wait(PollFlags::OUT, |mut socket| socket.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A listener with a long backlog that can be bound again at once.
@@ -33,7 +79,7 @@ pub fn listen(address: SocketAddr, fast_open: bool) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// A blocking connection without Nagle's delay.
+/// A connection without Nagle's delay.
 pub fn dial(address: SocketAddr, how: &Dial) -> io::Result<TcpStream> {
     let socket = Socket::new(
         Domain::for_address(address),
@@ -51,7 +97,14 @@ pub fn dial(address: SocketAddr, how: &Dial) -> io::Result<TcpStream> {
     if how.fast_open {
         sys::set_fast_open_connect(&socket)?;
     }
-    socket.connect(&address.into())?;
+    socket.set_nonblocking(how.nonblocking)?;
+    match socket.connect(&address.into()) {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::INPROGRESS) => {
+            poll(&mut [PollFd::new(&socket, PollFlags::OUT)], None)?;
+            socket.take_error()?.map_or(Ok(()), Err)?;
+        }
+        result => result?,
+    }
     socket.set_tcp_nodelay(true)?;
     Ok(socket.into())
 }

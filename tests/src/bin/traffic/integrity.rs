@@ -179,6 +179,7 @@ impl Plan {
             connect::Dial {
                 fast_open: self.fast_open,
                 source_port,
+                nonblocking: false,
             },
         ))
     }

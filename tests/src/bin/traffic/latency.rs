@@ -8,14 +8,21 @@ use std::{
 
 use anyhow::{Result, ensure};
 use clap::Args;
+use rustix::event::{PollFd, PollFlags, poll};
 use serde::Serialize;
 
-use crate::{connect, say, tell};
+use crate::{
+    connect::{self, Patient},
+    say, tell,
+};
 
 #[derive(Args)]
 pub struct Echo {
     #[arg(long)]
     listen: SocketAddr,
+    /// On sockets that do not block.
+    #[arg(long)]
+    nonblocking: bool,
 }
 
 #[derive(Args)]
@@ -29,6 +36,12 @@ pub struct PingPong {
     /// Let the connection idle for so long halfway.
     #[arg(long, default_value_t = 0)]
     idle_ms: u64,
+    /// And between two rounds.
+    #[arg(long, default_value_t = 0)]
+    every_ms: u64,
+    /// On a socket that does not block.
+    #[arg(long)]
+    nonblocking: bool,
 }
 
 #[derive(Serialize)]
@@ -44,27 +57,39 @@ impl Echo {
     pub fn run(self) -> Result<()> {
         let listener = connect::listen(self.listen, false)?;
         say(format_args!("listening {}", listener.local_addr()?))?;
+        // What a listener that does not block accepts is known not to block either.
+        listener.set_nonblocking(self.nonblocking)?;
         loop {
-            let (stream, _) = listener.accept()?;
-            std::thread::spawn(move || {
-                let (mut reader, mut writer) = (&stream, &stream);
-                stream
-                    .set_nodelay(true)
-                    .and_then(|()| std::io::copy(&mut reader, &mut writer))
-            });
+            let stream = match listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    poll(&mut [PollFd::new(&listener, PollFlags::IN)], None)?;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            stream.set_nonblocking(self.nonblocking)?;
+            stream.set_nodelay(true)?;
+            let (mut reader, mut writer) = (Patient(stream.try_clone()?), Patient(stream));
+            std::thread::spawn(move || std::io::copy(&mut reader, &mut writer));
         }
     }
 }
 
 impl PingPong {
     pub fn run(self) -> Result<()> {
-        let mut stream = connect::dial(self.to, &connect::Dial::default())?;
+        let how = connect::Dial {
+            nonblocking: self.nonblocking,
+            ..connect::Dial::default()
+        };
+        let mut stream = Patient(connect::dial(self.to, &how)?);
         let mut times_us = Vec::with_capacity(self.rounds);
         let mut answer = vec![0; self.message_bytes];
         for round in 0..self.rounds {
             if round == self.rounds / 2 {
                 std::thread::sleep(std::time::Duration::from_millis(self.idle_ms));
             }
+            std::thread::sleep(std::time::Duration::from_millis(self.every_ms));
             let message = vec![round as u8; self.message_bytes];
             let started = Instant::now();
             stream.write_all(&message)?;
