@@ -1,6 +1,7 @@
 //! Tests that need root: real programs in the kernel, real sockets, real namespaces.
 
 mod badinput;
+mod bench;
 mod cgroups;
 mod churn;
 mod credit;

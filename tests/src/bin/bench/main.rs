@@ -7,14 +7,24 @@
 //! - [`peers`]: other proxies
 //! - [`nginx`], [`ports`], [`settings`], [`identity`], [`iptables`], [`spinners`]: what a stage consists of
 //! - [`machine`], [`statistics`], [`figures`]: from readings to figures
-//! - [`run`]: a run's result, as it is kept; [`terminal`], [`progress`]: as it is shown
+//! - [`run`]: a run's result, as it is kept; [`terminal`], [`progress`], [`html`], [`readme`]: as it is shown
+//! - [`targets`], [`claims`], [`baseline`]: what it means
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
+mod baseline;
+mod claims;
+#[cfg(test)]
+mod example;
 mod figures;
+mod html;
 mod identity;
 mod interrupt;
 mod iptables;
@@ -27,6 +37,7 @@ mod plan;
 mod ports;
 mod programs;
 mod progress;
+mod readme;
 mod row;
 mod run;
 mod sample;
@@ -34,6 +45,7 @@ mod settings;
 mod spinners;
 mod stage;
 mod statistics;
+mod targets;
 mod terminal;
 
 use figures::Figures;
@@ -70,7 +82,7 @@ struct Arguments {
     seconds: Option<f64>,
     /// The binary under test
     #[arg(long)]
-    sidecar: PathBuf,
+    sidecar: Option<PathBuf>,
     /// Threads of the sidecar that serve connections
     #[arg(long)]
     workers: Option<u32>,
@@ -80,6 +92,18 @@ struct Arguments {
     /// Write everything that was measured
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Write a report with plots: one file that needs no other
+    #[arg(long)]
+    html: Option<PathBuf>,
+    /// Compare with what --json wrote before; ends with 1 if something became worse beyond the noise
+    #[arg(long)]
+    baseline: Option<PathBuf>,
+    /// Put the section about performance into this file, between its two markers
+    #[arg(long)]
+    readme: Option<PathBuf>,
+    /// Measure nothing: report what --json wrote before
+    #[arg(long, conflicts_with_all = ["quick", "modes", "rows", "rounds", "seconds", "peer", "json"])]
+    from: Option<PathBuf>,
     /// List the rows of a full run
     #[arg(long)]
     list: bool,
@@ -101,27 +125,65 @@ fn run(arguments: &Arguments) -> Result<()> {
         println!("{}", plan::FULL.join("\n"));
         return Ok(());
     }
+    // Found now, and not when everything is measured.
+    let before = match &arguments.baseline {
+        Some(path) => Some(baseline::read(path)?),
+        None => None,
+    };
+    if let Some(path) = &arguments.from {
+        return report(arguments, &baseline::read(path)?, before.as_ref());
+    }
+    let sidecar = arguments.sidecar.as_deref();
+    let sidecar = sidecar.context("which binary is measured has to be said with --sidecar")?;
     let order = arguments.order()?;
-    let programs = Programs::find(&arguments.sidecar, arguments.envoy.as_deref())?;
+    let programs = Programs::find(sidecar, arguments.envoy.as_deref())?;
     let mut run = measure::begin(&order, &programs)?;
     let measured = measure(&order, &programs, &mut run);
     // What was measured before something failed is worth as much.
-    report(arguments, &run).and(measured)
+    report(
+        arguments,
+        &run,
+        before.as_ref().filter(|_| measured.is_ok()),
+    )
+    .and(measured)
 }
 
-fn report(arguments: &Arguments, run: &Run) -> Result<()> {
+fn report(arguments: &Arguments, run: &Run, before: Option<&Run>) -> Result<()> {
     if let Some(path) = &arguments.json {
-        let text = serde_json::to_string_pretty(run)?;
-        fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+        write(path, &serde_json::to_string_pretty(run)?)?;
     }
-    print!("{}", terminal::table(&Figures::of(run)));
+    if let Some(path) = &arguments.html {
+        write(path, &html::page(run))?;
+    }
+    if let Some(path) = &arguments.readme {
+        readme::update(path, run)?;
+    }
+    println!("{}", terminal::table(&Figures::of(run)));
+    println!("{}", terminal::targets(&targets::table(run)));
+    println!("{}", claims::conditions(run));
+    if let Some(before) = before {
+        let changes = baseline::compare(before, run);
+        println!("\n{}", baseline::report(&changes));
+        let worse = changes
+            .iter()
+            .filter(|change| change.is_regression())
+            .count();
+        ensure!(
+            worse == 0,
+            "{worse} figures are worse than in the baseline, beyond the noise"
+        );
+    }
     Ok(())
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
 
 impl Arguments {
     fn order(&self) -> Result<Order> {
         let (rounds, seconds, warm_up) = match self.quick {
-            true => (3, 0.7, 0.25),
+            true => (3, 0.6, 0.2),
             false => (5, 2.0, 0.5),
         };
         let seconds = self.seconds.unwrap_or(seconds);
@@ -145,8 +207,11 @@ impl Arguments {
             modes.push(peer.clone());
         }
         modes.dedup();
+        let rows = plan::select(&rows)?;
         Ok(Order {
-            rows: plan::select(&rows)?,
+            // Setting a mode up takes longer than a quick row.
+            group: if self.quick { rows.len() } else { plan::GROUP },
+            rows,
             modes,
             rounds,
             timing: Timing { seconds, warm_up },

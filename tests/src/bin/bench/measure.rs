@@ -25,6 +25,8 @@ pub struct Order {
     pub rows: Vec<Row>,
     pub modes: Vec<Mode>,
     pub rounds: usize,
+    /// Rows that are measured in one mode before the next one has its turn.
+    pub group: usize,
     pub timing: Timing,
     pub workers: Option<u32>,
     pub keep_awake: bool,
@@ -73,7 +75,7 @@ pub fn measure(order: &Order, programs: &Programs, run: &mut Run) -> Result<()> 
         pairs.push(Pair::new(&world, mode)?);
     }
     let mut progress = Progress::new(order.rows.len() * order.modes.len() * order.rounds);
-    for rows in plan::groups(&order.rows) {
+    for rows in order.rows.chunks(order.group) {
         for round in 1..=order.rounds {
             for pair in &mut pairs {
                 pass(pair, &common, rows, order.timing, round, run, &mut progress)?;

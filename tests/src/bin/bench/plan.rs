@@ -6,7 +6,7 @@ use super::row::{Bytes, Load, Row};
 
 /// Rows that are measured in one mode before the next mode has its turn: few, so that what the machine does meanwhile meets
 /// all modes alike.
-const GROUP: usize = 4;
+pub const GROUP: usize = 4;
 
 /// Every row of a full run, in the order of the report.
 pub const FULL: [&str; 38] = [
@@ -79,11 +79,6 @@ pub fn select(patterns: &[String]) -> Result<Vec<Row>> {
         rows.append(&mut found);
     }
     Ok(rows)
-}
-
-/// Rows that are measured together.
-pub fn groups(rows: &[Row]) -> impl Iterator<Item = &[Row]> {
-    rows.chunks(GROUP)
 }
 
 /// The sizes that a server has to have.

@@ -54,7 +54,8 @@ impl Programs {
         let said = output.with_context(|| format!("starting {}", envoy.display()))?;
         let said = String::from_utf8_lossy(&said.stdout).into_owned();
         // envoy  version: <commit>/<version>/Clean/RELEASE/BoringSSL
-        let version = said.split('/').nth(1).unwrap_or(said.trim());
+        let version = said.rsplit_once("version: ").map_or("", |(_, rest)| rest);
+        let version = version.split('/').nth(1).unwrap_or(version.trim());
         Ok(Some(format!("Envoy {version}")))
     }
 

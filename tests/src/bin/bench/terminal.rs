@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::{
     figures::{Figure, Figures},
     row::{Measures, Row},
+    targets::Target,
 };
 
 /// One line for each row and mode.
@@ -33,6 +34,22 @@ pub fn table(figures: &Figures<'_>) -> String {
             }
         }
         text.push('\n');
+    }
+    text
+}
+
+/// What the data plane is meant to reach, and whether it does.
+pub fn targets(targets: &[Target]) -> String {
+    let mut text = String::new();
+    for target in targets {
+        let _ = writeln!(
+            text,
+            "{:<13} {:>9} {:>9}  {}",
+            target.verdict(),
+            target.bound_text(),
+            target.measured_text(),
+            target.what,
+        );
     }
     text
 }

@@ -114,7 +114,8 @@ impl Multiplexed {
         while shared.recorder.borrow_mut().goes_on(Instant::now())? {
             let hopeless =
                 *shared.failures.borrow() >= ERROR_LIMIT && *shared.answers.borrow() == 0;
-            ensure!(!hopeless, "nothing is answered");
+            let why = || shared.recorder.borrow().first_error().to_owned();
+            ensure!(!hopeless, "nothing is answered: {}", why());
             tokio::time::sleep(LOOK).await;
         }
         *shared.over.borrow_mut() = true;

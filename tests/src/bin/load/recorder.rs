@@ -103,6 +103,10 @@ impl Recorder {
         self.report.first_error.get_or_insert_with(why);
     }
 
+    pub fn first_error(&self) -> &str {
+        self.report.first_error.as_deref().unwrap_or_default()
+    }
+
     /// Of a stream: as many bytes were written.
     pub fn wrote(&mut self, bytes: usize) {
         if matches!(self.phase, Phase::Measured { .. }) {

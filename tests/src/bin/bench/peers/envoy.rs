@@ -26,18 +26,21 @@ pub fn client(identity: &Identity) -> Value {
         let cluster = cluster_name(port.mtls, is_http2(port));
         chain(port, &cluster, None)
     });
-    let tls = json!({
-        "name": "tls",
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-            "common_tls_context": common_tls(identity, SERVER_ID),
-        },
-    });
+    let tls = |http2| {
+        let alpn = if http2 { "h2" } else { "istio" };
+        json!({
+            "name": "tls",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+                "common_tls_context": common_tls(identity, SERVER_ID, &[alpn]),
+            },
+        })
+    };
     let clusters = [(false, false), (false, true), (true, false), (true, true)];
     let clusters = clusters.map(|(mtls, http2)| {
         let mut cluster = cluster(&cluster_name(mtls, http2), http2);
         if mtls {
-            cluster["transport_socket"] = tls.clone();
+            cluster["transport_socket"] = tls(http2);
         }
         cluster
     });
@@ -51,7 +54,7 @@ pub fn server(identity: &Identity) -> Value {
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
             "require_client_certificate": true,
-            "common_tls_context": common_tls(identity, CLIENT_ID),
+            "common_tls_context": common_tls(identity, CLIENT_ID, &["h2", "http/1.1", "istio"]),
         },
     });
     let chains = PORTS.iter().map(|port| {
@@ -168,10 +171,10 @@ fn chain(port: &Port, cluster: &str, tls: Option<Value>) -> Value {
 }
 
 /// Our own certificate, and whose we believe: TLS 1.3, as our proxy speaks it.
-fn common_tls(identity: &Identity, peer: &str) -> Value {
+fn common_tls(identity: &Identity, peer: &str, alpn: &[&str]) -> Value {
     json!({
         "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
-        "alpn_protocols": ["istio"],
+        "alpn_protocols": alpn,
         "tls_certificates": [{
             "certificate_chain": {"filename": identity.certificate},
             "private_key": {"filename": identity.private_key},
