@@ -37,6 +37,7 @@ pub fn run() -> Run {
             warm_up_seconds: 0.5,
             workers: None,
             kept_awake: true,
+            counted_system_calls: false,
             nginx: "nginx/1.22.1".to_owned(),
             peers: Vec::new(),
         },

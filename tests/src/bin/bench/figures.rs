@@ -21,6 +21,8 @@ pub enum Figure {
     CpuPath,
     /// Of both proxies, per request.
     ContextSwitches,
+    /// Of both proxies, per request.
+    SystemCalls,
     /// Median time until a connection stands.
     Connect,
 }
@@ -41,6 +43,7 @@ impl Figure {
             Self::CpuProxies => Some(per_request(sample.cpu_proxies)? * 10_000.0),
             Self::CpuPath => Some(per_request(sample.cpu_path)? * 10_000.0),
             Self::ContextSwitches => per_request(sample.context_switches as f64),
+            Self::SystemCalls => sample.system_calls,
             Self::Connect => sample.connect.as_ref()?.at(0.5),
         }
     }

@@ -3,7 +3,7 @@
 //! # Layout
 //!
 //! - [`plan`], [`row`], [`mode`]: what is measured
-//! - [`measure`]: the run; [`stage`] sets one mode up, [`sample`] takes one measurement in it
+//! - [`measure`]: the run; [`stage`] sets one mode up, [`sample`] takes one measurement in it, [`system_calls`] another
 //! - [`peers`]: other proxies
 //! - [`nginx`], [`ports`], [`settings`], [`identity`], [`iptables`], [`spinners`]: what a stage consists of
 //! - [`machine`], [`statistics`], [`figures`]: from readings to figures
@@ -45,6 +45,7 @@ mod settings;
 mod spinners;
 mod stage;
 mod statistics;
+mod system_calls;
 mod targets;
 mod terminal;
 
@@ -217,6 +218,7 @@ impl Arguments {
             timing: Timing { seconds, warm_up },
             workers: self.workers,
             keep_awake: !self.let_sleep,
+            count_system_calls: !self.quick && system_calls::are_countable(),
         })
     }
 }

@@ -18,6 +18,7 @@ use super::{
     sample::{self, Timing},
     spinners::Spinners,
     stage::{Common, Pair, Stage},
+    system_calls,
 };
 
 /// What to measure.
@@ -30,6 +31,7 @@ pub struct Order {
     pub timing: Timing,
     pub workers: Option<u32>,
     pub keep_awake: bool,
+    pub count_system_calls: bool,
 }
 
 /// A run in which nothing is measured yet.
@@ -48,6 +50,7 @@ pub fn begin(order: &Order, programs: &Programs) -> Result<Run> {
             warm_up_seconds: order.timing.warm_up,
             workers: order.workers,
             kept_awake: order.keep_awake,
+            counted_system_calls: order.count_system_calls,
             nginx: programs.nginx_version()?,
             peers: programs.envoy_version()?.into_iter().collect(),
         },
@@ -78,7 +81,7 @@ pub fn measure(order: &Order, programs: &Programs, run: &mut Run) -> Result<()> 
     for rows in order.rows.chunks(order.group) {
         for round in 1..=order.rounds {
             for pair in &mut pairs {
-                pass(pair, &common, rows, order.timing, round, run, &mut progress)?;
+                pass(pair, &common, rows, order, round, run, &mut progress)?;
             }
         }
     }
@@ -91,7 +94,7 @@ fn pass(
     pair: &mut Pair<'_>,
     common: &Common<'_>,
     rows: &[Row],
-    timing: Timing,
+    order: &Order,
     round: usize,
     run: &mut Run,
     progress: &mut Progress,
@@ -102,8 +105,11 @@ fn pass(
     for row in rows {
         interrupt::check()?;
         progress.begins(row, &stage.pair.mode, round);
-        let mut sample = sample::take(&stage, common.programs, row, timing)?;
+        let mut sample = sample::take(&stage, common.programs, row, order.timing)?;
         sample.round = round;
+        if order.count_system_calls && round == 1 {
+            sample.system_calls = system_calls::per_request(&stage, common.programs, row)?;
+        }
         progress.ends(&sample);
         run.samples.push(sample);
         run.memory.extend(footprint(&stage, Some(row))?);

@@ -31,6 +31,8 @@ pub struct Conditions {
     pub workers: Option<u32>,
     /// Whether spinners kept the CPUs awake.
     pub kept_awake: bool,
+    /// Whether system calls were counted.
+    pub counted_system_calls: bool,
     /// Versions of what took part.
     pub nginx: String,
     pub peers: Vec<String>,
@@ -60,6 +62,9 @@ pub struct Sample {
     pub cpu_path: f64,
     /// Of both proxies.
     pub context_switches: u64,
+    /// Of both proxies, per request; only where they were counted, in the first round.
+    #[serde(default)]
+    pub system_calls: Option<f64>,
     /// Share of all CPUs that others took: the hypervisor, and what is not of this benchmark.
     pub others: f64,
     /// Others took more than is tolerable, also when it was repeated.

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
-use sidecar_tests::load::LoadReport;
+use sidecar_tests::{load::LoadReport, world::Running};
 
 use super::{
     machine::{context_switches, cpu_seconds, others},
@@ -55,21 +55,8 @@ pub fn take(
 
 fn once(stage: &Stage<'_, '_>, programs: &Programs, row: &Row, timing: Timing) -> Result<Sample> {
     let files = Files::of(stage)?;
-    let client = &stage.pair.client;
-    let mut arguments = arguments(row, &client_target(stage, row));
-    arguments.extend(["--seconds".into(), timing.seconds.to_string()]);
-    arguments.extend(["--warm-up".into(), timing.warm_up.to_string()]);
-    for file in files.all() {
-        arguments.extend(["--file".into(), file.display().to_string()]);
-    }
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let limit = Duration::from_secs_f64(timing.seconds + timing.warm_up) + MARGIN;
-    let report: LoadReport = client
-        .workload
-        .start_in(&client.app_cgroup(), "load", &programs.load, &arguments)?
-        .finish(limit)?
-        .success()?
-        .account()?;
+    let all: Vec<&PathBuf> = files.all().collect();
+    let report = finish(start(stage, programs, row, timing, &all)?, timing)?;
     let mut sample = files.costs(&report)?;
     sample.row = row.to_string();
     sample.mode = stage.pair.mode.to_string();
@@ -81,6 +68,34 @@ fn once(stage: &Stage<'_, '_>, programs: &Programs, row: &Row, timing: Timing) -
     sample.latency = report.latency;
     sample.connect = report.connect;
     Ok(sample)
+}
+
+/// Starts the load generator, which reads `files` at both ends of the measured time.
+pub fn start(
+    stage: &Stage<'_, '_>,
+    programs: &Programs,
+    row: &Row,
+    timing: Timing,
+    files: &[&PathBuf],
+) -> Result<Running> {
+    let client = &stage.pair.client;
+    let mut arguments = arguments(row, &client_target(stage, row));
+    arguments.extend(["--seconds".into(), timing.seconds.to_string()]);
+    arguments.extend(["--warm-up".into(), timing.warm_up.to_string()]);
+    for file in files {
+        arguments.extend(["--file".into(), file.display().to_string()]);
+    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let cgroup = client.app_cgroup();
+    client
+        .workload
+        .start_in(&cgroup, "load", &programs.load, &arguments)
+}
+
+/// Waits for the load generator's end, and gives its report.
+pub fn finish(load: Running, timing: Timing) -> Result<LoadReport> {
+    let limit = Duration::from_secs_f64(timing.seconds + timing.warm_up) + MARGIN;
+    load.finish(limit)?.success()?.account()
 }
 
 fn client_target(stage: &Stage<'_, '_>, row: &Row) -> String {

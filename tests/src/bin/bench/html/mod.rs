@@ -27,7 +27,7 @@ pub fn page(run: &Run) -> String {
         "<h2>Throughput</h2><p>Medians of the rounds; the line shows the lowest and the highest.</p>".to_owned(),
         plots(&figures, false),
         "<h2>Everything</h2><p>Times in microseconds; CPU in seconds per 10,000 requests (of a stream: writes), of both proxies and of the \
-         whole path with client and server; context switches of both proxies per request.</p>"
+         whole path with client and server; context switches and system calls of both proxies per request; the latter only where perf can count them, by a sample of their own.</p>"
             .to_owned(),
         everything(&figures),
     ];
@@ -120,6 +120,7 @@ fn everything(figures: &Figures<'_>) -> String {
         "CPU proxies",
         "CPU path",
         "context switches",
+        "system calls",
         "connect p50",
         "errors",
         "noisy",
@@ -146,6 +147,7 @@ fn everything(figures: &Figures<'_>) -> String {
                 show(Figure::CpuProxies, 3),
                 show(Figure::CpuPath, 3),
                 show(Figure::ContextSwitches, 2),
+                show(Figure::SystemCalls, 1),
                 show(Figure::Connect, 0),
                 figures.errors(row, mode).to_string(),
                 figures.noisy(row, mode).to_string(),
