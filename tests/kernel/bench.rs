@@ -63,6 +63,9 @@ fn plausible(sample: &Value) -> Result<()> {
     let proxied = sample["mode"] != "direct";
     ensure!((number("cpu_proxies")? > 0.0) == proxied);
     ensure!((number("context_switches")? > 0.0) == proxied);
+    if let Some(calls) = sample["system_calls"].as_f64() {
+        ensure!(proxied && calls > 0.0 && calls < 1000.0);
+    }
     if sample["row"] == "tcp-stream-64k" {
         return Ok(());
     }

@@ -28,7 +28,7 @@ pub fn are_countable() -> bool {
     tried.is_ok_and(|output| output.status.success())
 }
 
-/// None without proxies, and where nothing was answered.
+/// None without proxies, where nothing was answered, and where perf did not get to count.
 pub fn per_request(stage: &Stage<'_, '_>, programs: &Programs, row: &Row) -> Result<Option<f64>> {
     if stage.proxies.is_empty() {
         return Ok(None);
@@ -46,13 +46,11 @@ pub fn per_request(stage: &Stage<'_, '_>, programs: &Programs, row: &Row) -> Res
         .context("starting perf")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "perf stat failed: {said}");
-    let counted = count(&said).with_context(|| format!("perf counted nothing: {said}"))?;
+    let counted = count(&said);
     let report = sample::finish(load, LOAD)?;
-    if report.requests == 0 {
-        return Ok(None);
-    }
     let requests_per_second = report.requests as f64 / report.seconds;
-    Ok(Some(counted / COUNTED_SECONDS / requests_per_second))
+    let per_request = counted.map(|counted| counted / COUNTED_SECONDS / requests_per_second);
+    Ok(per_request.filter(|per_request| per_request.is_finite()))
 }
 
 /// The first column of perf's line for the event.
