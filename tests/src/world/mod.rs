@@ -239,7 +239,12 @@ impl Turn {
         let file = File::create(sweep::runtime_directory().join("turn.lock"))?;
         match self {
             Self::Shared => file.lock_shared()?,
-            Self::Alone => file.lock()?,
+            Self::Alone => {
+                if file.try_lock().is_err() {
+                    eprintln!("waiting until other tests on this machine have ended");
+                    file.lock()?;
+                }
+            }
             Self::Idle => {}
         }
         Ok(file)

@@ -23,6 +23,8 @@ pub enum Figure {
     ContextSwitches,
     /// Of both proxies, per request.
     SystemCalls,
+    /// Per cent of the bytes that passed by TCP.
+    Redirected,
     /// Median time until a connection stands.
     Connect,
 }
@@ -44,6 +46,7 @@ impl Figure {
             Self::CpuPath => Some(per_request(sample.cpu_path)? * 10_000.0),
             Self::ContextSwitches => per_request(sample.context_switches as f64),
             Self::SystemCalls => sample.system_calls,
+            Self::Redirected => Some(sample.redirected? * 100.0),
             Self::Connect => sample.connect.as_ref()?.at(0.5),
         }
     }

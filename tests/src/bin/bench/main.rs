@@ -3,11 +3,11 @@
 //! # Layout
 //!
 //! - [`plan`], [`row`], [`mode`]: what is measured
-//! - [`measure`]: the run; [`stage`] sets one mode up, [`sample`] takes one measurement in it, [`system_calls`] another
+//! - [`mod@measure`]: the run; [`stage`] sets one mode up, [`sample`] takes one measurement in it, [`system_calls`] another
 //! - [`peers`]: other proxies
 //! - [`nginx`], [`ports`], [`settings`], [`identity`], [`iptables`], [`spinners`]: what a stage consists of
 //! - [`machine`], [`statistics`], [`figures`]: from readings to figures
-//! - [`run`]: a run's result, as it is kept; [`terminal`], [`progress`], [`html`], [`readme`]: as it is shown
+//! - [`mod@run`]: a run's result, as it is kept; [`terminal`], [`progress`], [`html`], [`readme`]: as it is shown
 //! - [`targets`], [`claims`], [`baseline`]: what it means
 
 use std::{
@@ -114,6 +114,11 @@ fn main() -> ExitCode {
     let result = interrupt::watch().and_then(|()| run(&Arguments::parse()));
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if interrupt::number().is_some() => {
+            // What a terminal's Ctrl-C ended besides is no failure of its own.
+            eprintln!("interrupted ({error:#}); cleaned up");
+            ExitCode::from(interrupt::number().map_or(1, |number| 128 + number))
+        }
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -140,6 +145,9 @@ fn run(arguments: &Arguments) -> Result<()> {
     let programs = Programs::find(sidecar, arguments.envoy.as_deref())?;
     let mut run = measure::begin(&order, &programs)?;
     let measured = measure(&order, &programs, &mut run);
+    if run.samples.is_empty() {
+        return measured;
+    }
     // What was measured before something failed is worth as much.
     report(
         arguments,

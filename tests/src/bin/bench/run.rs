@@ -62,6 +62,9 @@ pub struct Sample {
     pub cpu_path: f64,
     /// Of both proxies.
     pub context_switches: u64,
+    /// In the mode `redirect`: the share of the bytes of all hops that passed by TCP, the warm-up included.
+    #[serde(default)]
+    pub redirected: Option<f64>,
     /// Of both proxies, per request; only where they were counted, in the first round.
     #[serde(default)]
     pub system_calls: Option<f64>,

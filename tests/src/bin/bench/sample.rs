@@ -7,6 +7,7 @@ use sidecar_tests::{load::LoadReport, world::Running};
 
 use super::{
     machine::{context_switches, cpu_seconds, others},
+    mode::Mode,
     ports,
     programs::Programs,
     row::{Load, Row, Shape, Wire},
@@ -56,8 +57,13 @@ pub fn take(
 fn once(stage: &Stage<'_, '_>, programs: &Programs, row: &Row, timing: Timing) -> Result<Sample> {
     let files = Files::of(stage)?;
     let all: Vec<&PathBuf> = files.all().collect();
+    let before = redirect_bytes(stage)?;
     let report = finish(start(stage, programs, row, timing, &all)?, timing)?;
+    let after = redirect_bytes(stage)?;
     let mut sample = files.costs(&report)?;
+    sample.redirected = before
+        .zip(after)
+        .and_then(|(before, after)| after.share_since(before));
     sample.row = row.to_string();
     sample.mode = stage.pair.mode.to_string();
     sample.seconds = report.seconds;
@@ -68,6 +74,37 @@ fn once(stage: &Stage<'_, '_>, programs: &Programs, row: &Row, timing: Timing) -
     sample.latency = report.latency;
     sample.connect = report.connect;
     Ok(sample)
+}
+
+/// Bytes that the kernel half saw, of both sidecars.
+#[derive(Clone, Copy)]
+struct RedirectBytes {
+    redirected: u64,
+    by_tcp: u64,
+}
+
+impl RedirectBytes {
+    fn share_since(self, before: Self) -> Option<f64> {
+        let redirected = self.redirected.saturating_sub(before.redirected) as f64;
+        let by_tcp = self.by_tcp.saturating_sub(before.by_tcp) as f64;
+        (redirected + by_tcp > 0.0).then(|| redirected / (redirected + by_tcp))
+    }
+}
+
+/// None in other modes.
+fn redirect_bytes(stage: &Stage<'_, '_>) -> Result<Option<RedirectBytes>> {
+    if stage.pair.mode != Mode::Redirect {
+        return Ok(None);
+    }
+    let (client, server) = (
+        stage.pair.client.workload.metrics()?,
+        stage.pair.server.workload.metrics()?,
+    );
+    let sum = |path| client.kernel_bytes(path) + server.kernel_bytes(path);
+    Ok(Some(RedirectBytes {
+        redirected: sum("redirect"),
+        by_tcp: sum("tcp"),
+    }))
 }
 
 /// Starts the load generator, which reads `files` at both ends of the measured time.

@@ -11,7 +11,7 @@ use super::{
 /// One line for each row and mode.
 pub fn table(figures: &Figures<'_>) -> String {
     let mut text = format!(
-        "{:<22} {:<9} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>9} {:>6} {:>7} {:>7} {:>6} {:>6} {:>5}\n",
+        "{:<22} {:<9} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>9} {:>6} {:>7} {:>7} {:>6} {:>6} {:>7} {:>5}\n",
         "row",
         "mode",
         "p50 µs",
@@ -26,6 +26,7 @@ pub fn table(figures: &Figures<'_>) -> String {
         "CPU all",
         "ctx sw",
         "calls",
+        "redir %",
         "±",
     );
     for row in figures.rows() {
@@ -103,7 +104,7 @@ fn line(text: &mut String, figures: &Figures<'_>, row: &str, mode: &str) {
     // Writing to a string cannot fail.
     let _ = writeln!(
         text,
-        "{row:<22} {mode:<9} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {rate:>9} {of_direct:>6} {:>7} {:>7} {:>6} {:>6} {:>4}%{noisy}{errors}",
+        "{row:<22} {mode:<9} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {rate:>9} {of_direct:>6} {:>7} {:>7} {:>6} {:>6} {:>7} {:>4}%{noisy}{errors}",
         show(Figure::P50, 0),
         show(Figure::P90, 0),
         show(Figure::P99, 0),
@@ -114,6 +115,7 @@ fn line(text: &mut String, figures: &Figures<'_>, row: &str, mode: &str) {
         show(Figure::CpuPath, 3),
         show(Figure::ContextSwitches, 2),
         show(Figure::SystemCalls, 1),
+        show(Figure::Redirected, 0),
         number(spread, 0),
     );
 }

@@ -215,16 +215,16 @@ async fn requests(shared: Rc<Shared>, mut connection: SendRequest<Bytes>, call: 
         *shared.pending.borrow_mut() += 1;
         let answer = request(&mut connection, &call).await;
         *shared.pending.borrow_mut() -= 1;
-        let mut recorder = shared.recorder.borrow_mut();
         match answer {
             Ok(bytes) => {
+                let mut recorder = shared.recorder.borrow_mut();
                 recorder.answered(due, Instant::now(), bytes);
                 *shared.answers.borrow_mut() += 1;
             }
             Err(error) => {
-                recorder.failed(due, || format!("{error:#}"));
+                let why = || format!("{error:#}");
+                shared.recorder.borrow_mut().failed(due, why);
                 *shared.failures.borrow_mut() += 1;
-                drop(recorder);
                 // A connection that is gone fails at once, and for good: leave the thread to others.
                 tokio::time::sleep(LOOK).await;
             }
