@@ -168,16 +168,17 @@ fn worker() -> Worker {
     };
     let (log, _writer) = AccessLog::start(&silent, &metrics).unwrap();
     let drain = Drain::default().signal();
+    let own_ports = OwnPorts {
+        outbound: 0,
+        inbound: 0,
+    };
     Worker {
         number: 0,
         recorder: Recorder::new(metrics, log, drain.clone()),
         drain,
         snapshot: SnapshotHandle::new(Snapshot::builtin(), None),
-        origin: Arc::new(KernelOrigin),
-        own_ports: OwnPorts {
-            outbound: 0,
-            inbound: 0,
-        },
+        origin: Arc::new(KernelOrigin { own_ports }),
+        own_ports,
         places: Places::new(1024),
         balancer: Default::default(),
         resolver: Default::default(),
