@@ -50,7 +50,8 @@ pub fn per_request(stage: &Stage<'_, '_>, programs: &Programs, row: &Row) -> Res
     let report = sample::finish(load, LOAD)?;
     let requests_per_second = report.requests as f64 / report.seconds;
     let per_request = counted.map(|counted| counted / COUNTED_SECONDS / requests_per_second);
-    Ok(per_request.filter(|per_request| per_request.is_finite()))
+    // Zero is no count of a proxy at work.
+    Ok(per_request.filter(|count| count.is_finite() && *count > 0.0))
 }
 
 /// The first column of perf's line for the event.
