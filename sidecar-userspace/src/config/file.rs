@@ -67,7 +67,7 @@ pub struct File {
     pub timeouts: Option<Timeouts>,
     /// One line for each request and each TCP connection.
     pub access_log: Option<AccessLog>,
-    /// Threads that serve connections; 0: one for each CPU. Absent: two, or one where there is only one CPU.
+    /// Threads that serve connections; 0: one for each CPU. Absent: half as many as there are CPUs, and two at most.
     /// Read at start only.
     pub workers: Option<Setting<Number<usize, 0, 256>>>,
 }

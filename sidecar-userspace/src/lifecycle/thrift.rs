@@ -5,7 +5,7 @@ use std::{convert::Infallible, time::Duration};
 
 use crate::sys::memory;
 
-/// By then the start is over.
+/// By then the rest of the start is over, too.
 const FIRST: Duration = Duration::from_secs(1);
 /// How often connections are looked at.
 const LOOK: Duration = Duration::from_secs(10);
@@ -14,6 +14,7 @@ const BURST: usize = 64;
 
 /// `connections`: how many are served now.
 pub async fn keep(connections: impl Fn() -> usize) -> Infallible {
+    memory::trim();
     tokio::time::sleep(FIRST).await;
     memory::trim();
     let mut most = 0;
