@@ -51,5 +51,3 @@ pub const RECORD_SPLICE: &str = "record_splice";
 pub const TUNABLES: &str = "TUNABLES";
 /// `static` in .rodata of `accept_lookup`: whose inbound connections this instance steers.
 pub const LOOKUP_WORKLOAD: &str = "LOOKUP_WORKLOAD";
-/// `static` in .rodata of `accept_lookup`: cookie of the namespace it is attached to.
-pub const LOOKUP_NETNS: &str = "LOOKUP_NETNS";

@@ -50,9 +50,6 @@ enum Verdict {
 /// Whose inbound connections this instance of `accept_lookup` steers: sk_lookup programs know no cgroup.
 #[unsafe(no_mangle)]
 static LOOKUP_WORKLOAD: Global<u32> = Global::new(0);
-/// The namespace it is attached to.
-#[unsafe(no_mangle)]
-static LOOKUP_NETNS: Global<u64> = Global::new(0);
 
 /// Marks every TCP socket of a workload at its birth, so that later hooks, which know no cgroup, know whose it is.
 #[cgroup_sock(sock_create)]
@@ -247,7 +244,7 @@ fn try_lookup(ctx: &SkLookupContext) -> Option<u32> {
     let id = LOOKUP_WORKLOAD.load();
     let workload: &Workload = WORKLOADS.get(id)?;
     let listening = ListeningKey {
-        netns: LOOKUP_NETNS.load(),
+        netns: workload.netns,
         workload: id,
         port: local.port as u32,
     };

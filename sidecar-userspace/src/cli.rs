@@ -1,11 +1,18 @@
 //! The command line: verbs change state, nouns only read.
 
-use std::{ffi::OsString, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    ffi::OsString,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 
 use crate::{
+    enrol::DEFAULT_SOCKET,
     identity::{SpiffeId, TrustDomain},
     kernel::pins::DEFAULT_DIRECTORY,
 };
@@ -44,6 +51,8 @@ pub enum Command {
     Run(Run),
     /// Run the proxy alone: whoever steers connections to it, it needs no privilege.
     Proxy(Proxy),
+    /// Attach for the sidecars of this node, which need no privilege then (root). Ending it changes nothing for them.
+    Agent(Agent),
     /// Make a certification authority for this machine, and certificates of its.
     Ca(Ca),
     /// Tell what works here and what does not: kernel, privileges, self-test, configuration.
@@ -102,6 +111,48 @@ pub struct Run {
 pub struct Proxy {
     #[command(flatten)]
     pub config: Config,
+
+    /// The node's agent, which steers connections to this proxy: its socket, such as /run/sidecar/agent.sock. Without
+    /// it somebody else has to.
+    #[arg(long, env = "SIDECAR_AGENT", value_name = "SOCKET", value_hint = ValueHint::FilePath)]
+    pub agent: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Agent {
+    #[command(flatten)]
+    pub serve: Serve,
+
+    #[command(subcommand)]
+    pub verb: Option<AgentVerb>,
+}
+
+#[derive(Debug, Args)]
+pub struct Serve {
+    #[command(flatten)]
+    pub pins: Pins,
+
+    /// Where sidecars enrol.
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_hint = ValueHint::FilePath)]
+    pub socket: PathBuf,
+
+    /// Metrics, health and the list of workloads.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15098")]
+    pub admin: SocketAddr,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AgentVerb {
+    /// Detach all pods and remove everything that agents have left on this node; the agent must have ended. Says what was
+    /// removed; exit code 1 if something stays.
+    Uninstall(Uninstall),
+}
+
+#[derive(Debug, Args)]
+pub struct Uninstall {
+    #[command(flatten)]
+    pub pins: Pins,
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@
 //! - [`cli`], the command line; [`command`], its verbs
 //! - [`config`], the file, compiled to the model, and its replacement at run time
 //! - [`connection`], the eight steps of a connection, from accept to its record
+//! - [`enrol`], how a sidecar without privilege asks the node's agent to attach for it
 //! - [`http`], the relay of HTTP messages
 //! - [`identity`], who a workload is: SPIFFE identities
 //! - [`jwt`], who the user behind a request is
@@ -23,6 +24,7 @@ pub mod cli;
 pub mod command;
 pub mod config;
 pub mod connection;
+pub mod enrol;
 pub mod http;
 pub mod identity;
 pub mod jwt;

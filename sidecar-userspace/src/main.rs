@@ -13,6 +13,7 @@ fn main() -> ExitCode {
     let result = command::init_log(&cli.log).and_then(|()| match cli.command {
         Command::Run(args) => command::run::run(args),
         Command::Proxy(args) => command::proxy::run(args),
+        Command::Agent(args) => command::agent::run(args),
         Command::Ca(args) => command::ca::run(args),
         Command::Check(args) => command::check::run(args),
         Command::Explain(args) => command::explain::run(args),

@@ -76,6 +76,8 @@ pub struct ProxyHandle {
     /// Asks the control thread to drain.
     quit: mpsc::Sender<()>,
     trigger: DrainTrigger,
+    /// `true`: another sidecar accepts from our listeners.
+    handed_over: watch::Sender<bool>,
     /// `true` when every connection has ended.
     ended: watch::Receiver<bool>,
     threads: Vec<thread::JoinHandle<()>>,
@@ -140,6 +142,7 @@ impl Proxy {
         let trigger = drain.trigger();
         let (quit, quit_asked) = mpsc::channel(1);
         let (ended_sender, ended) = watch::channel(false);
+        let (handed_over, accepts_no_more) = watch::channel(false);
         let mut threads = Vec::new();
         for (number, listeners) in workers.into_iter().enumerate() {
             let seed = Seed {
@@ -154,6 +157,7 @@ impl Proxy {
                 places: places.clone(),
                 mesh: mesh.clone(),
                 ready: readiness.token("workers"),
+                accepts_no_more: accepts_no_more.clone(),
             };
             threads.push(spawn(format!("worker-{number}"), move |runtime| {
                 seed.run(runtime)
@@ -178,6 +182,7 @@ impl Proxy {
             log: log.clone(),
             places: places.clone(),
             ended: ended_sender,
+            accepts_no_more,
         };
         threads.push(spawn("control".to_owned(), move |runtime| {
             control.run(runtime)
@@ -190,6 +195,7 @@ impl Proxy {
             places,
             quit,
             trigger,
+            handed_over,
             ended,
             threads,
             _writer: writer,
@@ -224,6 +230,12 @@ impl ProxyHandle {
     pub fn drain(&self) {
         // Full or closed: it was asked before.
         let _ = self.quit.try_send(());
+    }
+
+    /// Closes the listeners, which another sidecar has taken over, and drains.
+    pub fn hand_over(&self) {
+        self.handed_over.send_replace(true);
+        self.drain();
     }
 
     /// Ends every connection now.
@@ -261,6 +273,7 @@ struct Seed {
     places: Places,
     mesh: Option<Arc<MeshHandle>>,
     ready: Token,
+    accepts_no_more: watch::Receiver<bool>,
 }
 
 impl Seed {
@@ -277,6 +290,7 @@ impl Seed {
             places,
             mesh,
             ready,
+            accepts_no_more,
         } = self;
         runtime.block_on(async move {
             let worker = Rc::new(Worker {
@@ -306,9 +320,10 @@ impl Seed {
                 .collect();
             match listeners {
                 Ok(listeners) => {
-                    for (direction, listener) in listeners {
-                        task::spawn_local(listen(listener, direction, worker.clone()));
-                    }
+                    let accepting = listeners.into_iter().map(|(direction, listener)| {
+                        task::spawn_local(listen(listener, direction, worker.clone()))
+                    });
+                    end_when(accepts_no_more, accepting.collect());
                     ready.done();
                 }
                 Err(error) => tracing::error!(%error, number, "a worker cannot use its listeners"),
@@ -318,6 +333,20 @@ impl Seed {
         // The runtime is dropped by the caller, and with it the tasks of connections that are left: they reset
         // their sockets and record why.
     }
+}
+
+/// Ends tasks, and closes what they listen on, once others do their work.
+fn end_when(mut handed_over: watch::Receiver<bool>, tasks: Vec<task::JoinHandle<()>>) {
+    task::spawn_local(async move {
+        // An error: the process ends.
+        if handed_over
+            .wait_for(|handed_over| *handed_over)
+            .await
+            .is_ok()
+        {
+            tasks.iter().for_each(task::JoinHandle::abort);
+        }
+    });
 }
 
 async fn listen(listener: TcpListener, direction: Direction, worker: Rc<Worker>) {
@@ -340,6 +369,7 @@ struct Control {
     log: AccessLog,
     places: Places,
     ended: watch::Sender<bool>,
+    accepts_no_more: watch::Receiver<bool>,
 }
 
 impl Control {
@@ -353,6 +383,7 @@ impl Control {
             log,
             places,
             ended,
+            accepts_no_more,
         } = self;
         runtime.block_on(async move {
             let endpoints = [
@@ -360,19 +391,20 @@ impl Control {
                 (admin.metrics, Scope::Metrics),
                 (admin.health, Scope::Health),
             ];
+            let mut answering = Vec::new();
             for (listener, scope) in endpoints {
                 match TcpListener::from_std(listener) {
-                    Ok(listener) => drop(task::spawn_local(admin::serve(
-                        listener,
-                        scope,
-                        told.clone(),
-                    ))),
+                    Ok(listener) => {
+                        let serve = admin::serve(listener, scope, told.clone());
+                        answering.push(task::spawn_local(async move { match serve.await {} }));
+                    }
                     Err(error) => {
                         tracing::error!(%error, ?scope, "an admin endpoint cannot be served")
                     }
                 }
             }
             let fetch = jwt::remote::follow(told.metrics.clone());
+            end_when(accepts_no_more, answering);
             let follow = follow_configuration(snapshot.clone(), log);
             tokio::select! {
                 _ = quit_asked.recv() => {}

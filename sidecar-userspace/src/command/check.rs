@@ -11,12 +11,13 @@ use crate::{
     config,
     identity::source,
     kernel::{
-        attach::{Enrolment, Subject},
+        attach::{Enrolment, own_namespace},
         btf::Btf,
         features,
         load::OBJECT,
+        workload::Subject,
     },
-    model::Snapshot,
+    model::{Snapshot, Steering},
     sys::cgroup::Cgroup,
     tls::mesh::Mesh,
 };
@@ -246,17 +247,24 @@ fn self_test(findings: &mut Findings, args: &Check, snapshot: &Snapshot) {
             );
         }
     };
-    let subject = Subject {
-        name: &name,
-        application: &cgroups.application,
-        proxy: &cgroups.proxy,
-        snapshot,
+    let steering = Steering {
+        name,
+        ..Steering::from(snapshot)
     };
-    let tried = Enrolment::begin(&args.pins.bpffs, &subject)
+    let tried = own_namespace()
+        .and_then(|namespace| {
+            let subject = Subject {
+                application: &cgroups.application,
+                proxy: &cgroups.proxy,
+                namespace: &namespace,
+                steering: &steering,
+            };
+            Enrolment::begin(&args.pins.bpffs, &subject)
+        })
         .map_err(anyhow::Error::from)
         .and_then(|mut enrolment| {
             cgroups.proxy.enter()?;
-            let parts = enrolment.self_test(snapshot)?;
+            let parts = enrolment.self_test(&steering)?;
             let refused = enrolment.no_redirect().map(str::to_owned);
             enrolment.leave()?;
             Ok((parts, refused))

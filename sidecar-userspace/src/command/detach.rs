@@ -19,6 +19,10 @@ pub fn run(args: Detach) -> Result<ExitCode> {
         let mut tables = Tables::open(&shared.directory)?;
         for found in shared.workloads()? {
             let named = args.workloads.contains(&found.name);
+            // An agent's pods live on without it, and the next one takes them over.
+            if found.pod.is_some() && !named {
+                continue;
+            }
             if found.alive && named {
                 bail!(
                     "workload {} has a running sidecar: stop that instead",

@@ -19,8 +19,11 @@ struct Workload {
     slot: u32,
     /// Directory of pins.
     pins: String,
-    /// A living sidecar holds it.
+    /// A living sidecar holds it, or the node's agent.
     sidecar: bool,
+    /// An agent attached it: the id of the pod's cgroup.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod: Option<u64>,
     cgroups: Vec<String>,
     excluded_cgroups: Vec<String>,
     outbound_port: u16,
@@ -72,6 +75,7 @@ pub fn run(args: Inspect) -> Result<ExitCode> {
                 slot: found.slot,
                 pins: found.directory.display().to_string(),
                 sidecar: found.alive,
+                pod: found.pod,
                 cgroups: tables
                     .cgroups_of(found.slot)
                     .into_iter()
@@ -103,10 +107,11 @@ fn print(node: &Node) {
         println!("no workload is enrolled on this node");
     }
     for workload in &node.workloads {
-        let state = if workload.sidecar {
-            "running"
-        } else {
-            "its sidecar is gone"
+        let state = match (workload.pod, workload.sidecar) {
+            (None, true) => "running",
+            (None, false) => "its sidecar is gone",
+            (Some(_), true) => "enrolled with the agent",
+            (Some(_), false) => "enrolled; the agent is gone, steering goes on",
         };
         println!("{} (slot {}): {state}", workload.workload, workload.slot);
         for cgroup in &workload.cgroups {

@@ -1,5 +1,6 @@
 //! The verbs and nouns of the command line, one file each. Here alone errors become text and exit codes.
 
+pub mod agent;
 pub mod ca;
 pub mod check;
 pub mod detach;

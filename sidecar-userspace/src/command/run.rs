@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     process::ExitCode,
+    rc::Rc,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -23,11 +24,13 @@ use crate::{
     config::SnapshotHandle,
     connection::listen::Listeners,
     kernel::{
-        attach::{Enrolment, Subject},
+        attach::{Enrolment, own_namespace},
         events, exclusion,
         record::KernelCounters,
+        workload::Subject,
     },
     lifecycle::{descriptors, readiness::Readiness, signal::Signals},
+    model::{Snapshot, Steering},
     proxy::Proxy,
     sys::cgroup::Cgroup,
     telemetry::metrics::Metrics,
@@ -46,11 +49,12 @@ pub fn run(args: Run) -> Result<ExitCode> {
     };
     let name = snapshot.workload.name.clone();
     let cgroups = Cgroups::create(&name, args.cgroup.as_deref())?;
+    let (namespace, steering) = (own_namespace()?, Steering::from(&snapshot));
     let subject = Subject {
-        name: &name,
         application: &cgroups.application,
         proxy: &cgroups.proxy,
-        snapshot: &snapshot,
+        namespace: &namespace,
+        steering: &steering,
     };
     let mut enrolment = match Enrolment::begin(&args.pins.bpffs, &subject) {
         Ok(enrolment) => enrolment,
@@ -63,6 +67,7 @@ pub fn run(args: Run) -> Result<ExitCode> {
     let result = runtime.block_on(LocalSet::new().run_until(proxied(
         args,
         signals,
+        &snapshot,
         &subject,
         &cgroups,
         &mut enrolment,
@@ -82,13 +87,13 @@ pub fn run(args: Run) -> Result<ExitCode> {
 async fn proxied(
     args: Run,
     signals: Signals,
+    snapshot: &Snapshot,
     subject: &Subject<'_>,
     cgroups: &Cgroups,
     enrolment: &mut Enrolment,
 ) -> Result<ExitCode> {
-    let snapshot = subject.snapshot;
     cgroups.proxy.enter()?;
-    enrolment.self_test(snapshot)?;
+    enrolment.self_test(subject.steering)?;
     let config = SnapshotHandle::new(snapshot.clone(), args.config.config);
     let metrics = Arc::new(Metrics::new().context("metrics")?);
     let counters = KernelCounters::new(enrolment.open_tables()?, enrolment.slot())?;
@@ -109,7 +114,7 @@ async fn proxied(
     proxy.mesh = Some(identity.handle().clone());
     let proxy = proxy.start()?;
     let redirect = enrolment.no_redirect().map_or("on", |_| "off");
-    info!(workload = subject.name, ports = ?proxy.ports(), redirect, "steering");
+    info!(workload = subject.steering.name, ports = ?proxy.ports(), redirect, "steering");
 
     let application = match args.command.is_empty() {
         true => None,
@@ -122,18 +127,16 @@ async fn proxied(
         config.clone(),
     ));
     if let Some(ring) = enrolment.take_events() {
-        tokio::task::spawn_local(events::follow(
-            ring,
-            enrolment.slot(),
-            enrolment.open_tables()?,
-            config.clone(),
-        ));
+        let (own, config) = (enrolment.slot(), config.clone());
+        let whose = move |slot| (slot == own).then(|| Rc::new(Steering::from(&*config.load())));
+        let tables = enrolment.open_tables()?;
+        tokio::task::spawn_local(events::follow(ring, tables, whose));
     }
     if let Some(log) = enrolment.take_log() {
         tokio::task::spawn_local(events::follow_log(log));
     }
-    let status = supervise(signals, proxy, config, application, |snapshot| {
-        if let Err(error) = enrolment.reload(snapshot) {
+    let status = supervise(signals, proxy, config, application, None, |snapshot| {
+        if let Err(error) = enrolment.reload(&Steering::from(snapshot)) {
             error!(%error, "the kernel half does not follow the new configuration");
         }
     })

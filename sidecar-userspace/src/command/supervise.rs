@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     config::{FileWatcher, SnapshotHandle},
+    enrol::proxy::Told,
     lifecycle::signal::{Signal, Signals},
     model::Snapshot,
     proxy::ProxyHandle,
@@ -29,12 +30,14 @@ pub struct Application {
 /// Serves until the application ends or a signal says so, then drains. Returns the application's status, if
 /// there was one and it ended.
 ///
-/// `reloaded` is called with each new snapshot.
+/// `agent`: what the node's agent says, where the application is somebody else's. `reloaded` is called with each new
+/// snapshot.
 pub async fn supervise(
     mut signals: Signals,
     proxy: ProxyHandle,
     config: Arc<SnapshotHandle>,
     mut application: Option<Application>,
+    agent: Option<Told>,
     mut reloaded: impl FnMut(&Snapshot),
 ) -> Result<Option<ExitStatus>> {
     let mut quit = signal(SignalKind::quit())?;
@@ -44,7 +47,10 @@ pub async fn supervise(
     let mut generations = config.subscribe();
     let mut ending: Option<Instant> = None;
     let mut status = None;
-    tell_systemd(NotifyState::Ready);
+    let mut pod = Pod::new(agent);
+    if !pod.is_waiting() {
+        tell_systemd(NotifyState::Ready);
+    }
     loop {
         tokio::select! {
             what = signals.next() => match what {
@@ -57,6 +63,11 @@ pub async fn supervise(
                         Some(application) => {
                             info!(?patience, "terminating the application");
                             forward(application, Posix::TERM);
+                        }
+                        None if pod.has_company => {
+                            let patience = config.load().lifecycle.wait_for_application;
+                            info!(?patience, "serving on until the application has gone");
+                            ending = Some(Instant::now() + patience);
                         }
                         None => proxy.drain(),
                     }
@@ -99,16 +110,89 @@ pub async fn supervise(
             }
             () = until(ending) => {
                 ending = None;
-                if let Some(application) = &application {
-                    warn!("the application has not ended in time: killing it");
-                    (application.signal_all)(Posix::KILL);
+                match &application {
+                    Some(application) => {
+                        warn!("the application has not ended in time: killing it");
+                        (application.signal_all)(Posix::KILL);
+                    }
+                    None => proxy.drain(),
                 }
             }
+            news = pod.news() => match news {
+                News::Enrolled => tell_systemd(NotifyState::Ready),
+                News::Superseded => proxy.hand_over(),
+                News::Alone => {
+                    let told_to_end = ending.is_some();
+                    if told_to_end || config.load().lifecycle.exit_when_alone {
+                        info!("the application has gone: ending");
+                        proxy.drain();
+                    }
+                }
+            },
             () = proxy.ended() => break,
         }
     }
     proxy.join();
     Ok(status)
+}
+
+/// The pod of a sidecar that an agent attached, as far as the agent tells.
+struct Pod {
+    agent: Option<Told>,
+    enrolled: bool,
+    has_company: bool,
+}
+
+enum News {
+    Enrolled,
+    Superseded,
+    /// There were others in the pod, and now there are none.
+    Alone,
+}
+
+impl Pod {
+    fn new(agent: Option<Told>) -> Self {
+        Self {
+            agent,
+            enrolled: false,
+            has_company: false,
+        }
+    }
+
+    /// For the agent to attach.
+    fn is_waiting(&self) -> bool {
+        self.agent.is_some() && !self.enrolled
+    }
+
+    /// May be dropped and called again.
+    async fn news(&mut self) -> News {
+        let waiting = self.is_waiting();
+        let Some(agent) = &mut self.agent else {
+            return std::future::pending().await;
+        };
+        loop {
+            let (had, superseded) = (self.has_company, agent.superseded.clone());
+            tokio::select! {
+                Ok(_) = agent.enrolled.wait_for(|enrolled| *enrolled), if waiting => {
+                    self.enrolled = true;
+                    return News::Enrolled;
+                }
+                Ok(()) = agent.superseded.changed() => {
+                    if *superseded.borrow() {
+                        return News::Superseded;
+                    }
+                }
+                Ok(company) = agent.company.wait_for(|company| company.is_some_and(|now| now != had)) => {
+                    self.has_company = *company == Some(true);
+                    if had {
+                        return News::Alone;
+                    }
+                }
+                // The client has ended: it was superseded, and that was said.
+                else => return std::future::pending().await,
+            }
+        }
+    }
 }
 
 async fn wait(application: &mut Option<Application>) -> std::io::Result<ExitStatus> {
@@ -145,7 +229,7 @@ fn forward(application: &Application, signal: Posix) {
 }
 
 /// Under systemd with `Type=notify`.
-fn tell_systemd(state: NotifyState<'_>) {
+pub fn tell_systemd(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         warn!(%error, "systemd could not be told");
     }

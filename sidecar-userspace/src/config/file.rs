@@ -65,6 +65,8 @@ pub struct File {
     pub limits: Option<Limits>,
     /// How long the sidecar waits.
     pub timeouts: Option<Timeouts>,
+    /// From start to end, for a sidecar that the node's agent has enrolled.
+    pub lifecycle: Option<Lifecycle>,
     /// One line for each request and each TCP connection.
     pub access_log: Option<AccessLog>,
     /// Threads that serve connections; 0: one for each CPU. Absent: half as many as there are CPUs, and two at most.
@@ -579,6 +581,18 @@ pub struct Timeouts {
     pub user: Option<Setting<Time<15_000, 1_800_000>>>,
     /// How long connections may go on after SIGTERM.
     pub drain: Option<Setting<Time<1, 3_600_000>>>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Lifecycle {
+    /// Whether the sidecar ends, with exit code 0, when others have been in its pod and none is left, so that a Job
+    /// comes to its end. A native sidecar container, which the kubelet ends, needs `false`: it may be alone between two
+    /// containers.
+    pub exit_when_alone: Option<Setting<bool>>,
+    /// How long the sidecar goes on after SIGTERM while the application still runs, so that it can finish. Then comes
+    /// the drain. The two together should be less than the pod's grace period.
+    pub wait_for_application: Option<Setting<TimeoutOrNone>>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]

@@ -73,6 +73,7 @@ fn defaults() -> Value {
         listeners,
         limits,
         timeouts,
+        lifecycle,
         access_log,
         authorization,
         ..
@@ -115,6 +116,10 @@ fn defaults() -> Value {
             "keepalive": time(&timeouts.keepalive),
             "user": time(&timeouts.user),
             "drain": time(&timeouts.drain),
+        },
+        "lifecycle": {
+            "exitWhenAlone": lifecycle.exit_when_alone,
+            "waitForApplication": time(&lifecycle.wait_for_application),
         },
         "accessLog": { "format": access_log.format.word(), "path": access_log.path },
     })

@@ -6,7 +6,7 @@ use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     num::NonZeroUsize,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -34,6 +34,16 @@ pub struct Listeners {
     /// One entry for each worker.
     pub(crate) workers: Vec<WorkerListeners>,
     pub(crate) admin: AdminListeners,
+}
+
+/// Descriptors of a sidecar's listening sockets: for each worker its outbound ones and its inbound one, then admin,
+/// metrics and health.
+#[derive(Debug)]
+pub struct Handles {
+    pub workers: usize,
+    /// Outbound sockets of each worker.
+    pub outbound: usize,
+    pub sockets: Vec<OwnedFd>,
 }
 
 /// The sockets of the admin thread.
@@ -111,6 +121,72 @@ impl Listeners {
         Ok(Self {
             ports,
             workers,
+            admin,
+        })
+    }
+
+    /// Further descriptors of all sockets, for a sidecar that takes over.
+    pub fn handles(&self) -> io::Result<Handles> {
+        let mut sockets = Vec::new();
+        for worker in &self.workers {
+            for listener in worker.outbound.iter().chain([&worker.inbound]) {
+                sockets.push(listener.try_clone()?.into());
+            }
+        }
+        let AdminListeners {
+            admin,
+            metrics,
+            health,
+        } = &self.admin;
+        for listener in [admin, metrics, health] {
+            sockets.push(listener.try_clone()?.into());
+        }
+        let first = self.workers.first();
+        Ok(Handles {
+            workers: self.workers.len(),
+            outbound: first.map_or(0, |worker| worker.outbound.len()),
+            sockets,
+        })
+    }
+
+    /// The sockets of a sidecar that is taken over from. Both accept from them while both have them.
+    pub fn taken_over(handles: Handles) -> io::Result<Self> {
+        let Handles {
+            workers,
+            outbound,
+            sockets,
+        } = handles;
+        let mut sockets = sockets.into_iter().map(TcpListener::from);
+        let mut next = || {
+            let listener = sockets.next();
+            let listener = listener.ok_or_else(|| io::Error::other("a socket is missing"))?;
+            listener.set_nonblocking(true)?;
+            Ok::<_, io::Error>(listener)
+        };
+        let mut taken = Vec::new();
+        for _ in 0..workers {
+            taken.push(WorkerListeners {
+                outbound: (0..outbound).map(|_| next()).collect::<Result<_, _>>()?,
+                inbound: next()?,
+            });
+        }
+        let admin = AdminListeners {
+            admin: next()?,
+            metrics: next()?,
+            health: next()?,
+        };
+        let port = |listener: Option<&TcpListener>| {
+            let listener = listener.ok_or_else(|| io::Error::other("no worker"))?;
+            listener.local_addr().map(|address| address.port())
+        };
+        let first = taken.first();
+        let ports = OwnPorts {
+            outbound: port(first.and_then(|worker| worker.outbound.first()))?,
+            inbound: port(first.map(|worker| &worker.inbound))?,
+        };
+        Ok(Self {
+            ports,
+            workers: taken,
             admin,
         })
     }
@@ -241,6 +317,27 @@ impl Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sockets_that_are_taken_over_are_the_same() {
+        let free = Configured {
+            outbound: 0,
+            inbound: 0,
+            admin: 0,
+            metrics: "127.0.0.1:0".parse().unwrap(),
+            health: "127.0.0.1:0".parse().unwrap(),
+        };
+        let two = NonZeroUsize::new(2).unwrap();
+        let old = Listeners::bind(&free, &Timeouts::default(), two).unwrap();
+        let new = Listeners::taken_over(old.handles().unwrap()).unwrap();
+        assert_eq!(new.ports, old.ports);
+        assert_eq!(new.inbound_fds().count(), 2);
+        let address = |listeners: &Listeners| listeners.admin.health.local_addr().unwrap();
+        assert_eq!(address(&new), address(&old));
+        let mut short = old.handles().unwrap();
+        short.sockets.pop();
+        assert!(Listeners::taken_over(short).is_err());
+    }
 
     #[test]
     fn families_share_a_port_and_a_second_proxy_is_noticed() {

@@ -1,19 +1,28 @@
 //! Sockets that listened before their workload was enrolled: hooks that mark new sockets have missed them.
 
-use std::{fs, net::TcpListener, os::fd::OwnedFd, path::Path};
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+    os::fd::{BorrowedFd, OwnedFd},
+    path::Path,
+};
 
 use rustix::{
-    net::sockopt::{socket_acceptconn, socket_protocol},
+    net::{
+        getsockname,
+        sockopt::{socket_acceptconn, socket_protocol},
+    },
     process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
 };
 use sidecar_common::{origin::SocketState, settings::ListeningKey};
 use tracing::{debug, info};
 
 use super::{load::LoadError, tables::Tables};
-use crate::sys::cgroup::Cgroup;
+use crate::sys::{cgroup::Cgroup, netns::Namespace};
 
 /// Marks the listening TCP sockets of the processes in `application` and below as those of the workload in
-/// `slot`. Processes of another network namespace than ours are not served by this sidecar and left alone.
+/// `slot`. Processes of another network namespace than `namespace` are not served by this sidecar and left alone.
+/// `excluded`: cgroups below it whose processes are left alone, too; the proxy's is one.
 ///
 /// The ports stay captured until the sidecar leaves, also when such a socket is closed: no hook will tell. A
 /// client of such a port is then reset rather than refused.
@@ -22,15 +31,17 @@ pub fn adopt(
     application: &Cgroup,
     excluded: &[Cgroup],
     slot: u32,
-    netns: u64,
+    namespace: &Namespace,
 ) -> Result<(), LoadError> {
-    let namespace = fs::read_link("/proc/self/ns/net").ok();
+    let Ok(home) = namespace.id() else {
+        return Ok(());
+    };
     // The proxy may run below the application's cgroup.
     let left_alone: Vec<u32> = excluded.iter().flat_map(Cgroup::all_processes).collect();
     let others = |pid: &u32| *pid != std::process::id() && !left_alone.contains(pid);
     for pid in application.all_processes().into_iter().filter(others) {
         let process = Path::new("/proc").join(pid.to_string());
-        if fs::read_link(process.join("ns/net")).ok() != namespace {
+        if Namespace::id_of(&process).ok() != Some(home) {
             debug!(pid, "in another network namespace: not adopted");
             continue;
         }
@@ -44,11 +55,39 @@ pub fn adopt(
                 },
             )?;
             tables.add_listening(ListeningKey {
-                netns,
+                netns: namespace.cookie,
                 workload: slot,
                 port: u32::from(port),
             })?;
             info!(pid, port, "adopted a listening socket");
+        }
+    }
+    Ok(())
+}
+
+/// Marks listening sockets as the proxy's, whatever they were taken for.
+pub fn mark_proxy(
+    tables: &mut Tables,
+    listeners: &[BorrowedFd<'_>],
+    slot: u32,
+    netns: u64,
+) -> Result<(), LoadError> {
+    for listener in listeners {
+        let state = SocketState {
+            workload: slot,
+            flags: SocketState::PROXY,
+            ..SocketState::default()
+        };
+        tables.adopt_socket(listener, state)?;
+        let port = getsockname(listener)
+            .ok()
+            .and_then(|address| SocketAddr::try_from(address).ok());
+        if let Some(port) = port.map(|address| u32::from(address.port())) {
+            tables.forget_listening(ListeningKey {
+                netns,
+                workload: slot,
+                port,
+            });
         }
     }
     Ok(())

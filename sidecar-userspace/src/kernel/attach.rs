@@ -1,50 +1,37 @@
-//! One workload's enrolment: its programs attached to its cgroups and its network namespace, its rules in the
-//! maps, from the time before its proxy listens until it leaves.
+//! The enrolment of a workload whose sidecar attaches for itself (`sidecar run`, `sidecar check`): an object of its own,
+//! loaded for one workload, and that workload attached, from the time before its proxy listens until it leaves.
 
 use std::{
-    fs::{self, File},
-    io,
-    os::fd::{AsFd, BorrowedFd},
+    fs, io,
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
 };
 
 use aya::{
-    Ebpf,
     maps::{MapData, RingBuf},
-    programs::{
-        BtfTracePoint, CgroupAttachMode, CgroupSock, CgroupSockAddr, CgroupSockopt, ProgramError,
-        SkLookup, SockOps,
-        cgroup_sockopt::CgroupSockoptLink,
-        links::{FdLink, PinnedLink},
-    },
+    programs::{ProgramError, links::FdLink},
 };
 use aya_log::EbpfLogger;
 use sidecar_common::{
     names,
     record::Counter,
-    settings::{
-        Cgroup as CgroupEntry, ROLE_APPLICATION, ROLE_PROXY, WORKLOAD_PROXY_SPLICES,
-        WORKLOAD_REDIRECT, WORKLOAD_SPLICES, Workload,
-    },
+    settings::{WORKLOAD_PROXY_SPLICES, WORKLOAD_REDIRECT, Workload},
 };
 use thiserror::Error;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::{
-    adopt,
     events::KernelLog,
-    exclusion, features,
-    load::{self, LoadError, OBJECT, program},
+    features, links,
+    load::{self, LoadError, Loader, OBJECT},
     pins::{PinError, Pins, WorkloadPins},
     selftest::{self, Finding, Observer},
     tables::{Tables, workload_entry},
+    workload::{Attached, Lasting, Listening, Programs, Subject, take_over},
 };
 use crate::{
-    model::{FailRule, Snapshot},
-    sys::{
-        cgroup::{Cgroup, CgroupError},
-        sockopt,
-    },
+    model::{FailRule, Steering},
+    sys::{cgroup::CgroupError, netns::Namespace},
 };
 
 #[derive(Debug, Error)]
@@ -66,30 +53,23 @@ pub enum AttachError {
         name: &'static str,
         source: aya::pin::PinError,
     },
+    #[error("cannot pin the link of {name}: {source}")]
+    PinProxy {
+        name: &'static str,
+        source: io::Error,
+    },
     #[error("cannot tell the network namespace: {0}")]
     Namespace(io::Error),
 }
 
-/// Attachments of one workload; dropped, they are detached, but for those that are pinned.
-#[derive(Default)]
-struct Links {
-    /// What fail rule `closed` needs without a proxy.
-    lasting: Vec<(&'static str, FdLink)>,
-    pinned: Vec<PinnedLink>,
-    /// What only a living proxy needs.
-    proxy: Vec<CgroupSockoptLink>,
-    /// The tracepoint, while redirect is on.
-    node: Option<FdLink>,
-}
-
-/// A workload whose programs are attached. Dropping it leaves what fail rule `closed` wants to be left; call
+/// A workload that is enrolled by its own sidecar. Dropping it leaves what fail rule `closed` wants to be left; call
 /// [`Enrolment::leave`] to end it.
 pub struct Enrolment {
     base: PathBuf,
-    pins: WorkloadPins,
+    attached: Attached,
     tables: Tables,
-    links: Links,
-    netns: u64,
+    /// The tracepoint, while redirect is on.
+    node: Option<FdLink>,
     /// Why nothing is redirected, if so.
     no_redirect: Option<String>,
     events: Option<RingBuf<MapData>>,
@@ -97,23 +77,12 @@ pub struct Enrolment {
     log: Option<KernelLog>,
 }
 
-/// Who is enrolled.
-pub struct Subject<'a> {
-    pub name: &'a str,
-    /// The application's.
-    pub application: &'a Cgroup,
-    /// Where the proxy runs; not the application's, but possibly below it.
-    pub proxy: &'a Cgroup,
-    pub snapshot: &'a Snapshot,
-}
-
 impl Enrolment {
-    /// Loads and attaches for the network namespace of the calling thread. Nothing is steered before
-    /// [`Enrolment::steer`]. `base`: the pin directory.
+    /// Loads and attaches for the subject. Nothing is steered before [`Enrolment::steer`]. `base`: the pin directory.
     pub fn begin(base: &Path, subject: &Subject<'_>) -> Result<Self, AttachError> {
         let shared = Pins::open(base, OBJECT)?;
         let swept = sweep(&shared)?;
-        let pins = shared.claim(subject.name)?;
+        let pins = shared.claim(&subject.steering.name)?;
         let directory = pins.directory.clone();
         Self::attach(base, &shared, pins, &swept, subject).inspect_err(|_| {
             // A failed start leaves nothing; the error says more than a failure to clean up would.
@@ -134,29 +103,27 @@ impl Enrolment {
             Ok(tunables) => (tunables, None),
             Err(error) => (features::steering_only(), Some(error.to_string())),
         };
-        let netns = sockopt::netns_cookie().map_err(AttachError::Namespace)?;
-        let slot = pins.slot;
-        let mut bpf = load::load(shared, &tunables, slot, netns)?;
+        let mut bpf = Loader::new(shared, &tunables, None)?.load(pins.slot)?;
         if no_redirect.is_none()
             && let Err(error) = load::attach_relay(&mut bpf, shared)
         {
             no_redirect = Some(error.to_string());
         }
-        // Before anything is attached: nothing may be steered by what a former sidecar said.
         let mut tables = Tables::take(&mut bpf)?;
-        swept
-            .iter()
-            .chain([&slot])
-            .for_each(|slot| tables.clear(*slot));
-        let proxy = CgroupEntry {
-            workload: slot,
-            role: ROLE_PROXY,
+        swept.iter().for_each(|slot| tables.clear(*slot));
+        let programs = Programs {
+            shared: &mut bpf,
+            lookup: None,
         };
-        tables.set_cgroup(subject.proxy.id()?, proxy)?;
-        let mut links = attach_all(&mut bpf, subject, no_redirect.is_none())?;
-        if subject.snapshot.fail_rule == FailRule::Closed {
-            links.pin(&pins.directory)?;
-        }
+        let lasting = match subject.steering.fail_rule {
+            FailRule::Closed => Lasting::Refusal,
+            FailRule::Open => Lasting::Nothing,
+        };
+        let attached = Attached::attach(programs, &mut tables, pins, subject, lasting)?;
+        let node = match no_redirect {
+            None => Some(links::watch_splice(&mut bpf)?),
+            Some(_) => None,
+        };
         let events = bpf
             .take_map(names::EVENTS)
             .and_then(|map| map.try_into().ok());
@@ -165,10 +132,9 @@ impl Enrolment {
         let base = base.to_owned();
         Ok(Self {
             base,
-            pins,
+            attached,
             tables,
-            links,
-            netns,
+            node,
             no_redirect,
             events,
             log,
@@ -176,7 +142,7 @@ impl Enrolment {
     }
 
     pub fn slot(&self) -> u32 {
-        self.pins.slot
+        self.attached.slot()
     }
 
     /// Why nothing will be redirected, if so.
@@ -191,12 +157,12 @@ impl Enrolment {
     }
 
     /// Tries redirect on real sockets; it stays off unless every part holds. Call it inside the proxy's cgroup.
-    pub fn self_test(&mut self, snapshot: &Snapshot) -> Result<Vec<Finding>, AttachError> {
+    pub fn self_test(&mut self, steering: &Steering) -> Result<Vec<Finding>, AttachError> {
         if self.no_redirect.is_some() {
             return Ok(Vec::new());
         }
-        let slot = self.pins.slot;
-        let entry = workload_entry(snapshot, self.netns, 0, true);
+        let slot = self.slot();
+        let entry = workload_entry(steering, self.attached.netns(), 0, true);
         self.tables.set_workload(
             slot,
             Workload {
@@ -204,7 +170,7 @@ impl Enrolment {
                 ..entry
             },
         )?;
-        let findings = selftest::run(self, snapshot.redirect.credit_bytes);
+        let findings = selftest::run(self, steering.redirect.credit_bytes);
         let failed = findings
             .iter()
             .find_map(|f| Some((f.name, f.failure.as_ref()?)));
@@ -229,59 +195,34 @@ impl Enrolment {
         outbound_port: u16,
         inbound: BorrowedFd<'_>,
     ) -> Result<(), AttachError> {
-        let slot = self.pins.slot;
-        self.tables.set_listener(slot, &inbound)?;
-        self.tables.set_rules(slot, subject.snapshot)?;
-        let entry = workload_entry(
-            subject.snapshot,
-            self.netns,
-            outbound_port,
-            self.no_redirect.is_none(),
-        );
-        self.tables.set_workload(slot, entry)?;
-        // Before their workload is, so that none of their connections is steered.
-        let patterns = &subject.snapshot.workload.exclude_cgroups;
-        let excluded = exclusion::apply(&mut self.tables, slot, subject.application, patterns)?;
-        let application = CgroupEntry {
-            workload: slot,
-            role: ROLE_APPLICATION,
+        let redirect = self.no_redirect.is_none();
+        let Self {
+            attached, tables, ..
+        } = self;
+        let listeners = Listening {
+            inbound,
+            // They were made when we were attached.
+            unmarked: &[],
         };
-        self.tables
-            .set_cgroup(subject.application.id()?, application)?;
-        adopt::adopt(
-            &mut self.tables,
-            subject.application,
-            &excluded,
-            slot,
-            self.netns,
-        )?;
-        self.take_over(subject.name)
+        attached.steer(tables, subject, outbound_port, listeners, redirect)?;
+        let (slot, own) = (attached.slot(), attached.directory());
+        take_over(&self.base, &subject.steering.name, own, slot, tables)
     }
 
     /// Follows a new configuration.
-    pub fn reload(&mut self, snapshot: &Snapshot) -> Result<(), AttachError> {
-        let slot = self.pins.slot;
-        self.tables.set_rules(slot, snapshot)?;
-        let old = self.tables.workload(slot)?;
-        let mut new = workload_entry(
-            snapshot,
-            self.netns,
-            old.outbound_port,
-            self.no_redirect.is_none(),
-        );
-        // Learned by the kernel half, not configured.
-        new.flags |= old.flags & (WORKLOAD_SPLICES | WORKLOAD_PROXY_SPLICES);
-        Ok(self.tables.set_workload(slot, new)?)
+    pub fn reload(&mut self, steering: &Steering) -> Result<(), AttachError> {
+        let redirect = self.no_redirect.is_none();
+        self.attached.reload(&mut self.tables, steering, redirect)
     }
 
     /// What the kernel half counted.
     pub fn counts(&self) -> Result<Vec<(Counter, u64)>, AttachError> {
-        Ok(self.tables.counts(self.pins.slot)?)
+        Ok(self.tables.counts(self.slot())?)
     }
 
     /// Handles of the shared maps for another owner.
     pub fn open_tables(&self) -> Result<Tables, AttachError> {
-        let shared = self.pins.directory.parent().and_then(Path::parent);
+        let shared = self.attached.directory().parent().and_then(Path::parent);
         Ok(Tables::open(shared.unwrap_or(&self.base))?)
     }
 
@@ -296,45 +237,19 @@ impl Enrolment {
     }
 
     /// Detaches everything and forgets the workload; the last one removes what was shared.
-    pub fn leave(mut self) -> Result<(), AttachError> {
-        let shared = self.lock()?;
-        self.tables
-            .set_workload(self.pins.slot, Workload::default())?;
-        // Pins go with the directory.
-        drop(self.links);
-        shared.remove(&self.pins.directory)?;
-        self.tables.clear(self.pins.slot);
-        drop(self.tables);
+    pub fn leave(self) -> Result<(), AttachError> {
+        let Self {
+            base,
+            attached,
+            mut tables,
+            node,
+            ..
+        } = self;
+        let shared = Pins::open(&base, OBJECT)?;
+        drop(node);
+        attached.leave(&mut tables, &shared)?;
+        drop(tables);
         shared.remove_if_unused()?;
-        Ok(())
-    }
-
-    fn lock(&self) -> Result<Pins, AttachError> {
-        Ok(Pins::open(&self.base, OBJECT)?)
-    }
-
-    /// Removes the directories of dead sidecars with our name, of every version: their links go with them.
-    fn take_over(&mut self, name: &str) -> Result<(), AttachError> {
-        for directory in Pins::versions(&self.base) {
-            let same_version = self.pins.directory.starts_with(&directory);
-            let shared = Pins::lock(directory)?;
-            for left in shared
-                .workloads()?
-                .into_iter()
-                .filter(|left| left.name == name && !left.alive)
-            {
-                info!(
-                    workload = name,
-                    slot = left.slot,
-                    "taking over from a sidecar that is gone"
-                );
-                shared.remove(&left.directory)?;
-                if same_version && left.slot != self.pins.slot {
-                    self.tables.clear(left.slot);
-                }
-            }
-            shared.remove_if_unused()?;
-        }
         Ok(())
     }
 }
@@ -349,7 +264,7 @@ impl Observer for Enrolment {
     }
 
     fn take_splice(&mut self) -> Result<bool, String> {
-        let slot = self.pins.slot;
+        let slot = self.slot();
         let workload = self.tables.workload(slot).map_err(|e| e.to_string())?;
         let cleared = Workload {
             flags: workload.flags & !WORKLOAD_PROXY_SPLICES,
@@ -362,9 +277,14 @@ impl Observer for Enrolment {
     }
 }
 
+/// The namespace of a sidecar that attaches for itself.
+pub fn own_namespace() -> Result<Namespace, AttachError> {
+    Namespace::own().map_err(AttachError::Namespace)
+}
+
 /// Removes what dead sidecars left with nothing attached, and returns their slots. Links that refuse on behalf of
 /// a dead proxy stay: that is the workload's rule.
-fn sweep(shared: &Pins) -> Result<Vec<u32>, PinError> {
+pub fn sweep(shared: &Pins) -> Result<Vec<u32>, PinError> {
     let mut swept = Vec::new();
     for left in shared.workloads()?.into_iter().filter(|left| !left.alive) {
         let has_links =
@@ -375,180 +295,4 @@ fn sweep(shared: &Pins) -> Result<Vec<u32>, PinError> {
         }
     }
     Ok(swept)
-}
-
-impl Links {
-    fn pin(&mut self, directory: &Path) -> Result<(), AttachError> {
-        for (index, (name, link)) in self.lasting.drain(..).enumerate() {
-            let pin = directory.join(format!("{index}-{name}"));
-            self.pinned.push(
-                link.pin(pin)
-                    .map_err(|source| AttachError::Pin { name, source })?,
-            );
-        }
-        Ok(())
-    }
-}
-
-fn attach_all(bpf: &mut Ebpf, subject: &Subject<'_>, redirect: bool) -> Result<Links, AttachError> {
-    let mut links = Links::default();
-    let application = (
-        subject.application.open_directory()?,
-        subject.application.path().to_owned(),
-    );
-    let proxy = (
-        subject.proxy.open_directory()?,
-        subject.proxy.path().to_owned(),
-    );
-    // Programs of a parent run for its children as well.
-    let nested = subject.application.contains(subject.proxy);
-    let both: &[&(File, PathBuf)] = if nested {
-        &[&application]
-    } else {
-        &[&application, &proxy]
-    };
-
-    for (cgroup, path) in both.iter().copied() {
-        links.lasting.push(in_cgroup::<CgroupSock>(
-            bpf,
-            names::ACCEPT_SOCKET,
-            cgroup,
-            path,
-        )?);
-        links.lasting.push(in_cgroup::<SockOps>(
-            bpf,
-            names::RELAY_SOCKOPS,
-            cgroup,
-            path,
-        )?);
-    }
-    for name in [
-        names::ACCEPT_CONNECT4,
-        names::ACCEPT_CONNECT6,
-        names::ORIGIN_PEERNAME4,
-        names::ORIGIN_PEERNAME6,
-    ] {
-        links.lasting.push(in_cgroup::<CgroupSockAddr>(
-            bpf,
-            name,
-            &application.0,
-            &application.1,
-        )?);
-    }
-    for name in [names::ORIGIN_GETSOCKOPT, names::ORIGIN_SETSOCKOPT] {
-        links
-            .proxy
-            .push(for_options(bpf, name, &proxy.0, &proxy.1)?);
-    }
-    links.lasting.push(in_namespace(bpf)?);
-    if redirect {
-        links.node = Some(on_tracepoint(bpf, names::RECORD_SPLICE, "sys_enter")?);
-    }
-    Ok(links)
-}
-
-/// A program type that is attached to a cgroup. `Single` because links refuse the flag of `AllowMultiple`;
-/// links coexist anyway.
-trait CgroupProgram: Sized {
-    fn load_once(&mut self) -> Result<(), ProgramError>;
-    fn attach_link(&mut self, cgroup: BorrowedFd<'_>) -> Result<FdLink, ProgramError>;
-}
-
-macro_rules! cgroup_program {
-    ($($type:ty),+) => {$(
-        impl CgroupProgram for $type {
-            fn load_once(&mut self) -> Result<(), ProgramError> {
-                if self.fd().is_ok() { Ok(()) } else { self.load() }
-            }
-
-            fn attach_link(&mut self, cgroup: BorrowedFd<'_>) -> Result<FdLink, ProgramError> {
-                let link = self.attach(cgroup, CgroupAttachMode::Single)?;
-                self.take_link(link)?.try_into().map_err(|_| ProgramError::UnexpectedProgramType)
-            }
-        }
-    )+};
-}
-
-cgroup_program!(CgroupSock, CgroupSockAddr, SockOps);
-
-fn in_cgroup<T>(
-    bpf: &mut Ebpf,
-    name: &'static str,
-    cgroup: &File,
-    path: &Path,
-) -> Result<(&'static str, FdLink), AttachError>
-where
-    T: CgroupProgram,
-    for<'a> &'a mut T: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
-{
-    let program: &mut T = program(bpf, name)?;
-    program
-        .load_once()
-        .map_err(|source| LoadError::Program { name, source })?;
-    let link = program
-        .attach_link(cgroup.as_fd())
-        .map_err(|source| AttachError::Attach {
-            name,
-            target: path.to_owned(),
-            source,
-        })?;
-    Ok((name, link))
-}
-
-/// aya cannot pin links of this type; they need not outlive the proxy.
-fn for_options(
-    bpf: &mut Ebpf,
-    name: &'static str,
-    cgroup: &File,
-    path: &Path,
-) -> Result<CgroupSockoptLink, AttachError> {
-    let program: &mut CgroupSockopt = program(bpf, name)?;
-    program
-        .load()
-        .map_err(|source| LoadError::Program { name, source })?;
-    let refused = |source| AttachError::Attach {
-        name,
-        target: path.to_owned(),
-        source,
-    };
-    let link = program
-        .attach(cgroup, CgroupAttachMode::Single)
-        .map_err(refused)?;
-    program.take_link(link).map_err(refused)
-}
-
-fn in_namespace(bpf: &mut Ebpf) -> Result<(&'static str, FdLink), AttachError> {
-    let name = names::ACCEPT_LOOKUP;
-    let target = PathBuf::from("/proc/self/ns/net");
-    let namespace = File::open(&target).map_err(AttachError::Namespace)?;
-    let program: &mut SkLookup = program(bpf, name)?;
-    program
-        .load()
-        .map_err(|source| LoadError::Program { name, source })?;
-    let refused = |source| AttachError::Attach {
-        name,
-        target: target.clone(),
-        source,
-    };
-    let link = program.attach(&namespace).map_err(refused)?;
-    Ok((name, program.take_link(link).map_err(refused)?.into()))
-}
-
-fn on_tracepoint(
-    bpf: &mut Ebpf,
-    name: &'static str,
-    tracepoint: &'static str,
-) -> Result<FdLink, AttachError> {
-    let refused = |source| AttachError::Attach {
-        name,
-        target: PathBuf::from(tracepoint),
-        source,
-    };
-    let btf = aya::Btf::from_sys_fs().map_err(|e| refused(ProgramError::Btf(e)))?;
-    let program: &mut BtfTracePoint = program(bpf, name)?;
-    program
-        .load(tracepoint, &btf)
-        .map_err(|source| LoadError::Program { name, source })?;
-    let link = program.attach().map_err(refused)?;
-    Ok(program.take_link(link).map_err(refused)?.into())
 }

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd},
-    sync::Arc,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -18,20 +18,19 @@ use tokio::{io::unix::AsyncFd, time::sleep};
 use tracing::{debug, warn};
 
 use super::{adopt::borrow_descriptor, tables::Tables};
-use crate::{config::SnapshotHandle, model::Snapshot, sys::diag};
+use crate::{model::Steering, sys::diag};
 
 /// A repeated warning is said once in this time.
 const QUIET: Duration = Duration::from_secs(10);
 /// A reader that leaves bytes for so long after it was seen to splice does not see them.
 const STUCK: Duration = Duration::from_millis(100);
 
-/// Follows the events of the workload in `slot` for as long as it is polled. `tables`: handles of its own.
-/// `config`: what names the rules.
+/// Follows the events of workloads for as long as it is polled. `tables`: handles of its own. `whose`: the rules of the
+/// workload in a slot, if it is one of ours.
 pub async fn follow(
     events: RingBuf<MapData>,
-    slot: u32,
     tables: Tables,
-    config: Arc<SnapshotHandle>,
+    whose: impl Fn(u32) -> Option<Rc<Steering>>,
 ) {
     #[expect(
         deprecated,
@@ -42,7 +41,7 @@ pub async fn follow(
         Ok(events) => events,
         Err(error) => return warn!(%error, "the kernel half's events cannot be followed"),
     };
-    let mut said = Said::default();
+    let mut said: HashMap<u32, Said> = HashMap::new();
     loop {
         let mut batch = Vec::new();
         match events.readable_mut().await {
@@ -54,11 +53,18 @@ pub async fn follow(
             }
             Err(error) => return warn!(%error, "the kernel half's events cannot be followed"),
         }
-        for event in batch.into_iter().filter(|event| event.workload == slot) {
+        if said.len() > MAX_TALKING {
+            said.retain(|slot, _| whose(*slot).is_some());
+        }
+        for event in batch {
+            let Some(steering) = whose(event.workload) else {
+                continue;
+            };
+            let said = said.entry(event.workload).or_default();
             if event.kind == EVENT_EGRESS_DENIED {
-                denied(&event, &config.load(), &mut said);
+                denied(&event, &steering, said);
             } else {
-                handle(&event, &tables, &mut said).await;
+                handle(&event, &steering.name, &tables, said).await;
             }
         }
     }
@@ -78,7 +84,7 @@ pub async fn follow_log(logger: KernelLog) {
 /// aya-log's ring buffer, read into our own log.
 pub type KernelLog = EbpfLogger<&'static dyn log::Log>;
 
-/// When each kind was said last.
+/// When each kind was said last of one workload.
 #[derive(Default)]
 struct Said {
     kinds: [Option<Instant>; 4],
@@ -86,8 +92,10 @@ struct Said {
     denied: HashMap<(SocketAddr, i32), Instant>,
 }
 
-/// Denied destinations that are remembered.
-const MAX_DENIED: usize = 1024;
+/// Denied destinations of a workload that are remembered.
+const MAX_DENIED: usize = 256;
+/// Workloads whose last words are remembered, before those that are gone are forgotten.
+const MAX_TALKING: usize = 256;
 
 impl Said {
     fn is_news(&mut self, kind: u32) -> bool {
@@ -103,7 +111,7 @@ impl Said {
 }
 
 /// A denial of each destination is said at once, its repetitions now and then; all are counted.
-fn denied(event: &Event, snapshot: &Snapshot, said: &mut Said) {
+fn denied(event: &Event, steering: &Steering, said: &mut Said) {
     let destination = SocketAddr::from(event.address);
     if said.denied.len() >= MAX_DENIED {
         said.denied.retain(|_, at| at.elapsed() <= QUIET);
@@ -119,27 +127,28 @@ fn denied(event: &Event, snapshot: &Snapshot, said: &mut Said) {
     said.denied.insert(key, Instant::now());
     let position = usize::try_from(event.fd).ok();
     let position = position.and_then(|rule| rule.checked_sub(1));
-    let rule = position.and_then(|position| snapshot.outbound.deny.get(position));
+    let rule = position.and_then(|position| steering.outbound_deny.get(position));
     let rule = rule.map_or("of a former configuration", |rule| &*rule.name);
-    let (workload, pid) = (&snapshot.workload.name, event.pid);
+    let (workload, pid) = (&steering.name, event.pid);
     warn!(%workload, %destination, rule, pid, "outbound connection denied (outbound.deny)");
 }
 
-async fn handle(event: &Event, tables: &Tables, said: &mut Said) {
+async fn handle(event: &Event, workload: &str, tables: &Tables, said: &mut Said) {
     let address = SocketAddr::from(event.address);
     let news = event.pid != std::process::id() && said.is_news(event.kind);
     match event.kind {
         EVENT_INBOUND_REFUSED if news => {
-            warn!(%address, "inbound connections are refused: the proxy does not listen (failRule: closed)");
+            warn!(workload, %address, "inbound connections are refused: the proxy does not listen (failRule: closed)");
         }
         EVENT_UNPAIRED if news => {
-            warn!(%address, "a connection stays on TCP: the map of flows is full, or its key is taken");
+            warn!(workload, %address, "a connection stays on TCP: the map of flows is full, or its key is taken");
         }
         // Our own self-test.
         EVENT_SPLICE if event.pid == std::process::id() => {}
         EVENT_SPLICE => {
             if news {
                 warn!(
+                    workload,
                     pid = event.pid,
                     "the application reads sockets with splice: nothing is redirected to it from now on"
                 );
@@ -172,7 +181,7 @@ async fn reset_if_caught(event: &Event, tables: &Tables) {
         return;
     }
     let (local, remote) = (SocketAddr::from(flow.local), SocketAddr::from(flow.remote));
-    match diag::destroy(local, remote) {
+    match diag::destroy_of(event.pid, local, remote) {
         Ok(()) => warn!(%local, %remote, "reset: redirected bytes wait for a reader that splices"),
         Err(error) => {
             warn!(%local, %remote, %error, "a reader that splices hangs, and cannot be reset")

@@ -6,14 +6,16 @@
 
 use std::{collections::BTreeSet, fs, sync::Arc, time::Duration};
 
-use sidecar_common::settings::{Cgroup as CgroupEntry, ROLE_EXCLUDED};
+use sidecar_common::settings::{Cgroup as CgroupEntry, ROLE_EXCLUDED, ROLE_PROXY};
 use tracing::{info, warn};
 
 use super::{load::LoadError, tables::Tables};
 use crate::{config::SnapshotHandle, model::cgroup::CgroupPattern, sys::cgroup::Cgroup};
 
 /// How often new cgroups are looked for.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+pub const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Excluded cgroups of one workload: all workloads of a node share the map.
+const MAX_EXCLUDED: usize = 1024;
 
 /// Excludes the cgroups below `application` that one of `patterns` matches, and no others; gives those that there are.
 pub fn apply(
@@ -39,6 +41,17 @@ pub fn apply(
         let Ok(id) = cgroup.id() else { continue };
         wanted.insert(id);
         if !known.contains(&id) {
+            if tables
+                .cgroup(id)
+                .is_some_and(|entry| entry.role == ROLE_PROXY)
+            {
+                warn!(cgroup = %cgroup.path().display(), "the proxy runs here: this cgroup cannot be excluded");
+                continue;
+            }
+            if known.len() + wanted.len() > MAX_EXCLUDED {
+                warn!(cgroup = %cgroup.path().display(), "{MAX_EXCLUDED} cgroups are excluded already");
+                continue;
+            }
             let entry = CgroupEntry {
                 workload: slot,
                 role: ROLE_EXCLUDED,

@@ -1,12 +1,18 @@
 //! Loads the BPF object: shared maps from their pins where another sidecar has made them, programs anew.
 
+use std::{path::Path, sync::OnceLock};
+
 use aya::{
     Ebpf, EbpfLoader,
     maps::{MapError, SockHash},
     pin::PinError as AyaPinError,
     programs::{Program, ProgramError, SkMsg},
 };
-use sidecar_common::{flow::FlowKey, names, settings::Tunables};
+use sidecar_common::{
+    flow::FlowKey,
+    names,
+    settings::{MAX_WORKLOADS, Tunables},
+};
 use thiserror::Error;
 
 use super::pins::Pins;
@@ -56,43 +62,66 @@ fn brief(error: &ProgramError) -> String {
     }
 }
 
-/// Loads the object for the workload in `slot` of the network namespace with `netns_cookie`.
+/// Loads the object, once or several times.
 ///
 /// The maps are shared by the sidecars of a node; the programs are this one's own, because `accept_lookup`
 /// carries whose it is in its constants.
-pub fn load(
-    pins: &Pins,
-    tunables: &Tunables,
-    slot: u32,
-    netns_cookie: u64,
-) -> Result<Ebpf, LoadError> {
-    if OBJECT.is_empty() {
-        return Err(LoadError::NoObject);
+pub struct Loader(EbpfLoader<'static>);
+
+impl Loader {
+    /// `events`: where the ring buffer is pinned, if it is to outlive its reader; else each object has one of its own.
+    pub fn new(pins: &Pins, tunables: &Tunables, events: Option<&Path>) -> Result<Self, LoadError> {
+        if OBJECT.is_empty() {
+            return Err(LoadError::NoObject);
+        }
+        // One for the life of the process, as are those of which there are few.
+        static TUNABLES: OnceLock<Tunables> = OnceLock::new();
+        let tunables = TUNABLES.get_or_init(|| *tunables);
+        let mut loader = EbpfLoader::new();
+        // It has the kernel's types read for relocations that Rust does not make: 10 ms and 20 MB each time.
+        loader.btf(None);
+        for name in names::SHARED_MAPS {
+            loader.map_pin_path(name, pins.directory.join(name));
+        }
+        if let Some(events) = events {
+            loader.map_pin_path(names::EVENTS, events.to_owned());
+        }
+        let log_level = match tracing::enabled!(tracing::Level::DEBUG) {
+            true => &DEBUG,
+            false => &SILENT,
+        };
+        loader
+            .override_global(names::TUNABLES, tunables, true)
+            .override_global(LOG_LEVEL, log_level, true);
+        Ok(Self(loader))
     }
-    let mut loader = EbpfLoader::new();
-    for name in names::SHARED_MAPS {
-        loader.map_pin_path(name, pins.directory.join(name));
+
+    /// The object for the workload in `slot`, whose inbound connections `accept_lookup` steers.
+    pub fn load(&mut self, slot: u32) -> Result<Ebpf, LoadError> {
+        let slot = SLOTS.get(slot as usize).unwrap_or(&NO_SLOT);
+        self.0.override_global(names::LOOKUP_WORKLOAD, slot, true);
+        Ok(self.0.load(OBJECT)?)
     }
-    let bpf = loader
-        .override_global(names::TUNABLES, tunables, true)
-        .override_global(names::LOOKUP_WORKLOAD, &slot, true)
-        .override_global(LOG_LEVEL, &log_level(), true)
-        .override_global(names::LOOKUP_NETNS, &netns_cookie, true)
-        .load(OBJECT)?;
-    Ok(bpf)
 }
+
+/// The loader keeps references, which must live as long as it does.
+static SLOTS: [u32; MAX_WORKLOADS as usize] = {
+    let mut slots = [0; MAX_WORKLOADS as usize];
+    let mut slot = 0;
+    while slot < MAX_WORKLOADS {
+        slots[slot as usize] = slot;
+        slot += 1;
+    }
+    slots
+};
+/// Of an object whose lookup is not used.
+pub const NO_SLOT: u32 = u32::MAX;
 
 /// aya-log's switch: below it the programs contain no logging at all.
 const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 
-fn log_level() -> u8 {
-    const DEBUG: u8 = 4;
-    if tracing::enabled!(tracing::Level::DEBUG) {
-        DEBUG
-    } else {
-        0
-    }
-}
+static DEBUG: u8 = 4;
+static SILENT: u8 = 0;
 
 /// Attaches `relay_message` to `FLOWS`, unless another sidecar has. The map keeps it for as long as it lives.
 pub fn attach_relay(bpf: &mut Ebpf, pins: &Pins) -> Result<(), LoadError> {

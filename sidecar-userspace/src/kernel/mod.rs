@@ -6,19 +6,25 @@
 //! - [`pins`], the shared directory on bpffs
 //! - [`load`], the object, its programs and maps
 //! - [`tables`], what is written into the maps
+//! - [`census`], whether all of it is gone
 //! - [`selftest`], whether redirect may be switched on
 //! - [`events`], what it tells at once
 //! - [`exclusion`], cgroups whose processes are left alone; [`adopt`], sockets that were there before; [`record`], counters as metrics
-//! - [`attach`], one workload's programs, from enrolment to leaving
+//! - [`links`], programs and what they are attached to; [`workload`], one workload's, from enrolment to leaving
+//! - [`attach`], a workload that its own sidecar holds; [`node`], the workloads that the node's agent holds
 
 pub mod adopt;
 pub mod attach;
 pub mod btf;
+pub mod census;
 pub mod events;
 pub mod exclusion;
 pub mod features;
+pub mod links;
 pub mod load;
+pub mod node;
 pub mod pins;
 pub mod record;
 pub mod selftest;
 pub mod tables;
+pub mod workload;

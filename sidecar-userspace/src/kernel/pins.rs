@@ -4,9 +4,13 @@
 //! <base>/v<ABI>-<hash of the object>/   locked while it is changed
 //!     WORKLOADS …                       shared maps, by name
 //!     relay_message                     the sk_msg program, attached to FLOWS
-//!     workloads/<slot>-<name>/          locked by its sidecar for as long as that lives
-//!         accept_connect4 …             links, with fail rule `closed` only
+//!     agent/                            locked by the node's agent for as long as that lives
+//!         EVENTS, record_splice         what outlives it beside the workloads
+//!     workloads/<slot>-<name>/          locked by its sidecar for as long as that lives; links, with fail rule `closed` only
+//!     workloads/<slot>-<name>@<id>/     of the pod with that cgroup: locked by the agent; links always
 //! ```
+//!
+//! bpffs refuses names with dots: a `%` stands for each.
 
 use std::{
     collections::BTreeSet,
@@ -26,6 +30,8 @@ use thiserror::Error;
 /// Where pins live unless told otherwise.
 pub const DEFAULT_DIRECTORY: &str = "/sys/fs/bpf/sidecar";
 const BPFFS: &str = "/sys/fs/bpf";
+/// The agent's directory among those of the workloads.
+const AGENT: &str = "agent";
 const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
 
 #[derive(Debug, Error)]
@@ -42,6 +48,8 @@ pub enum PinError {
     Taken(String),
     #[error("{MAX_WORKLOADS} workloads are enrolled on this node already")]
     Full,
+    #[error("{0} is held by another agent that runs; there is one a node")]
+    Agent(PathBuf),
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinError {
@@ -72,10 +80,19 @@ pub struct WorkloadPins {
 pub struct FoundWorkload {
     pub slot: u32,
     pub name: String,
+    /// The id of the pod's cgroup, if an agent enrolled it.
+    pub pod: Option<u64>,
     pub directory: PathBuf,
-    /// A living sidecar holds it.
+    /// A living sidecar holds it, or an agent.
     pub alive: bool,
 }
+
+/// Longest name within a directory's name; bpffs takes 255 bytes for the whole.
+const MAX_NAME: usize = 220;
+
+/// What keeps a directory locked; the lock goes with it.
+#[derive(Debug)]
+pub struct Held(#[expect(dead_code, reason = "holds the lock")] File);
 
 impl Pins {
     /// Opens `<base>/v<ABI>-<hash>`, making it (and mounting bpffs) where it is missing; waits for the lock.
@@ -127,11 +144,16 @@ impl Pins {
                 continue;
             };
             let Ok(slot) = slot.parse() else { continue };
+            let (name, pod) = match name.rsplit_once('@') {
+                Some((name, pod)) => (name, pod.parse().ok()),
+                None => (name, None),
+            };
             let alive = open_directory(&entry.path())
                 .is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err());
             found.push(FoundWorkload {
                 slot,
-                name: name.to_owned(),
+                name: name.replace('%', "."),
+                pod,
                 directory: entry.path(),
                 alive,
             });
@@ -142,9 +164,19 @@ impl Pins {
     /// Takes a free slot for `name`; refuses if a living sidecar has that name.
     pub fn claim(&self, name: &str) -> Result<WorkloadPins, PinError> {
         let workloads = self.workloads()?;
-        if workloads.iter().any(|w| w.name == name && w.alive) {
+        let taken = |w: &FoundWorkload| w.pod.is_none() && w.name == name && w.alive;
+        if workloads.iter().any(taken) {
             return Err(PinError::Taken(name.to_owned()));
         }
+        self.make(&workloads, &plain(name))
+    }
+
+    /// Takes a free slot for the pod whose cgroup has the id `pod`. Names are not unique among pods.
+    pub fn claim_for_pod(&self, name: &str, pod: u64) -> Result<WorkloadPins, PinError> {
+        self.make(&self.workloads()?, &format!("{}@{pod}", plain(name)))
+    }
+
+    fn make(&self, workloads: &[FoundWorkload], name: &str) -> Result<WorkloadPins, PinError> {
         let used: BTreeSet<u32> = workloads.iter().map(|w| w.slot).collect();
         let slot = (0..MAX_WORKLOADS)
             .find(|slot| !used.contains(slot))
@@ -154,14 +186,30 @@ impl Pins {
             .join("workloads")
             .join(format!("{slot}-{name}"));
         fs::create_dir(&directory).map_err(failed("create", &directory))?;
-        let lock = open_directory(&directory)?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|e| failed("lock", &directory)(e.into()))?;
-        Ok(WorkloadPins {
-            slot,
-            directory,
-            _lock: lock,
-        })
+        WorkloadPins::take(slot, directory)
+    }
+
+    /// The agent's own directory, made and locked. Fails at once if another agent holds it.
+    pub fn claim_for_agent(&self) -> Result<(PathBuf, Held), PinError> {
+        let directory = self.directory.join(AGENT);
+        fs::create_dir_all(&directory).map_err(failed("create", &directory))?;
+        let held = hold(&directory)?;
+        Ok((directory, held))
+    }
+
+    /// Removes the directory of an agent that is gone.
+    pub fn remove_agent(&self) -> Result<(), PinError> {
+        let directory = self.directory.join(AGENT);
+        match self.has_agent() || !directory.is_dir() {
+            true => Ok(()),
+            false => remove_tree(&directory).map_err(failed("remove", &directory)),
+        }
+    }
+
+    /// Whether an agent runs that uses this directory.
+    pub fn has_agent(&self) -> bool {
+        let directory = self.directory.join(AGENT);
+        directory.is_dir() && hold(&directory).is_err()
     }
 
     /// Removes a workload's directory with its links, which detaches them.
@@ -171,7 +219,7 @@ impl Pins {
 
     /// Removes everything if no workload is left: maps and programs go with the last descriptor.
     pub fn remove_if_unused(&self) -> Result<bool, PinError> {
-        if !self.workloads()?.is_empty() {
+        if !self.workloads()?.is_empty() || self.has_agent() {
             return Ok(false);
         }
         remove_tree(&self.directory).map_err(failed("remove", &self.directory))?;
@@ -181,6 +229,43 @@ impl Pins {
         }
         Ok(true)
     }
+}
+
+impl WorkloadPins {
+    /// Takes over what a process left that is gone.
+    pub fn take(slot: u32, directory: PathBuf) -> Result<Self, PinError> {
+        let lock = open_directory(&directory)?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|e| failed("lock", &directory)(e.into()))?;
+        Ok(Self {
+            slot,
+            directory,
+            _lock: lock,
+        })
+    }
+}
+
+/// Locks `directory` for as long as what is returned lives; fails at once if somebody else has.
+pub fn hold(directory: &Path) -> Result<Held, PinError> {
+    let lock = open_directory(directory)?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Held(lock)),
+        Err(_) => Err(PinError::Agent(directory.to_owned())),
+    }
+}
+
+/// Makes the directory of all versions, and mounts bpffs where it is missing.
+pub fn prepare(base: &Path) -> Result<(), PinError> {
+    ensure_bpffs(base)?;
+    fs::create_dir_all(base).map_err(failed("create", base))
+}
+
+/// As it may stand in a directory's name.
+fn plain(name: &str) -> String {
+    name.chars()
+        .take(MAX_NAME)
+        .collect::<String>()
+        .replace('.', "%")
 }
 
 /// Not `fs::remove_dir_all`: bpffs cannot seek in directories that change under the reader.

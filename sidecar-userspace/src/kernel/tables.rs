@@ -30,7 +30,7 @@ use sidecar_common::{
 };
 
 use super::load::LoadError;
-use crate::model::{Cidr, EgressRule, FailRule, InboundCapture, Snapshot};
+use crate::model::{Cidr, EgressRule, FailRule, InboundCapture, Steering};
 
 const ANY: u64 = 0;
 
@@ -138,6 +138,11 @@ impl Tables {
             .map_err(of(names::CGROUPS))
     }
 
+    /// What was said of the cgroup with `id`.
+    pub fn cgroup(&self, id: u64) -> Option<CgroupEntry> {
+        self.cgroups.get(&id, 0).ok()
+    }
+
     /// Ids of the cgroups of the workload in `slot`.
     pub fn cgroups_of(&self, slot: u32) -> Vec<u64> {
         let entries = self.cgroups.iter().flatten();
@@ -185,9 +190,15 @@ impl Tables {
             .map_err(of(names::LISTENING))
     }
 
-    /// Makes the rules of `slot` those of the snapshot: what is missing is added before what is obsolete goes.
-    pub fn set_rules(&mut self, slot: u32, snapshot: &Snapshot) -> Result<(), LoadError> {
-        let wanted = port_rules(slot, snapshot);
+    /// Takes back [`Tables::add_listening`], and what the kernel half found itself.
+    pub fn forget_listening(&mut self, key: ListeningKey) {
+        // Not there: that is what is wanted.
+        let _ = self.listening.remove(&key);
+    }
+
+    /// Makes the rules of `slot` these: what is missing is added before what is obsolete goes.
+    pub fn set_rules(&mut self, slot: u32, steering: &Steering) -> Result<(), LoadError> {
+        let wanted = port_rules(slot, steering);
         for (key, rule) in &wanted {
             self.ports
                 .insert(key.0, rule, ANY)
@@ -197,9 +208,8 @@ impl Tables {
         for key in obsolete {
             self.ports.remove(&key).map_err(of(names::PORTS))?;
         }
-        let wanted: Vec<_> = snapshot
-            .outbound
-            .exclude_cidrs
+        let wanted: Vec<_> = steering
+            .outbound_exclude_cidrs
             .iter()
             .map(|cidr| cidr_key(slot, cidr))
             .collect();
@@ -213,7 +223,7 @@ impl Tables {
                 self.cidrs.remove(&key).map_err(of(names::CIDRS))?;
             }
         }
-        let wanted = denials(slot, &snapshot.outbound.deny);
+        let wanted = denials(slot, &steering.outbound_deny);
         for (key, rule) in &wanted {
             self.denials
                 .insert(key, rule, ANY)
@@ -357,7 +367,7 @@ fn denials(slot: u32, rules: &[EgressRule]) -> Vec<(Key<DenyTarget>, u32)> {
 
 /// The entry of a workload in `WORKLOADS`.
 pub fn workload_entry(
-    snapshot: &Snapshot,
+    steering: &Steering,
     netns: u64,
     outbound_port: u16,
     redirect: bool,
@@ -365,16 +375,16 @@ pub fn workload_entry(
     let flag = |on: bool, flag: u32| if on { flag } else { 0 };
     Workload {
         outbound_port,
-        capture: match snapshot.inbound.capture {
+        capture: match steering.inbound_capture {
             InboundCapture::Workload => CAPTURE_WORKLOAD,
             InboundCapture::Listed => CAPTURE_LISTED,
             InboundCapture::None => 0,
         },
         flags: WORKLOAD_ENROLLED
-            | flag(redirect && snapshot.redirect.enabled, WORKLOAD_REDIRECT)
-            | flag(snapshot.redirect.adaptive, WORKLOAD_ADAPTIVE)
-            | flag(snapshot.fail_rule == FailRule::Closed, WORKLOAD_FAIL_CLOSED),
-        credit_bytes: snapshot.redirect.credit_bytes,
+            | flag(redirect && steering.redirect.enabled, WORKLOAD_REDIRECT)
+            | flag(steering.redirect.adaptive, WORKLOAD_ADAPTIVE)
+            | flag(steering.fail_rule == FailRule::Closed, WORKLOAD_FAIL_CLOSED),
+        credit_bytes: steering.redirect.credit_bytes,
         generation: 0,
         netns,
         splices_since_ns: 0,
@@ -398,7 +408,7 @@ impl PartialOrd for Sorted {
     }
 }
 
-fn port_rules(slot: u32, snapshot: &Snapshot) -> BTreeMap<Sorted, u32> {
+fn port_rules(slot: u32, steering: &Steering) -> BTreeMap<Sorted, u32> {
     let mut rules = BTreeMap::new();
     let mut add = |direction, port, rule| {
         *rules
@@ -409,22 +419,19 @@ fn port_rules(slot: u32, snapshot: &Snapshot) -> BTreeMap<Sorted, u32> {
             }))
             .or_insert(0) |= rule;
     };
-    snapshot
-        .outbound
-        .exclude_ports
+    steering
+        .outbound_exclude_ports
         .iter()
         .for_each(|port| add(OUTBOUND, *port, PORT_EXCLUDE));
-    snapshot
-        .inbound
-        .exclude_ports
+    steering
+        .inbound_exclude_ports
         .iter()
         .for_each(|port| add(INBOUND, *port, PORT_EXCLUDE));
-    snapshot
-        .inbound
-        .ports
-        .keys()
+    steering
+        .inbound_ports
+        .iter()
         .for_each(|port| add(INBOUND, *port, PORT_CAPTURE));
-    for port in &snapshot.redirect.exclude_ports {
+    for port in &steering.redirect.exclude_ports {
         add(OUTBOUND, *port, PORT_NO_REDIRECT);
         add(INBOUND, *port, PORT_NO_REDIRECT);
     }

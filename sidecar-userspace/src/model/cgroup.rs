@@ -2,8 +2,11 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// A relative path in which `*` stands for any run of characters within one name: `batch`, `jobs/*`, `pod-*/metrics`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct CgroupPattern {
     names: Vec<String>,
 }
@@ -35,6 +38,20 @@ impl CgroupPattern {
 impl fmt::Display for CgroupPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.names.join("/"))
+    }
+}
+
+impl From<CgroupPattern> for String {
+    fn from(pattern: CgroupPattern) -> Self {
+        pattern.to_string()
+    }
+}
+
+impl TryFrom<String> for CgroupPattern {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::new(&text).ok_or("a path below the workload's cgroup")
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
+use serde::{Deserialize, Serialize};
+
 /// What happens to a destination that no service claims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnknownDestination {
@@ -12,7 +14,8 @@ pub enum UnknownDestination {
 }
 
 /// An address range, such as `10.0.0.0/8` or `fd00::/8`; a bare address is a range of one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Cidr {
     address: IpAddr,
     prefix_bits: u8,
@@ -87,6 +90,20 @@ fn width(address: IpAddr) -> u8 {
 impl fmt::Display for Cidr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.address, self.prefix_bits)
+    }
+}
+
+impl From<Cidr> for String {
+    fn from(cidr: Cidr) -> Self {
+        cidr.to_string()
+    }
+}
+
+impl TryFrom<String> for Cidr {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
     }
 }
 

@@ -11,6 +11,7 @@ mod index;
 pub mod route;
 pub mod service;
 pub mod snapshot;
+pub mod steering;
 pub mod tls;
 pub mod workload;
 
@@ -19,7 +20,8 @@ pub use authorization::Authorization;
 pub use cidr::{Cidr, UnknownDestination};
 pub use route::{Backend, HostMatch, PathMatch, Route, RouteRule};
 pub use service::{Endpoint, EndpointAddress, Protocol, Service, ServicePort};
-pub use snapshot::{Limits, Listeners, Snapshot, Timeouts};
+pub use snapshot::{Lifecycle, Limits, Listeners, Snapshot, Timeouts};
+pub use steering::Steering;
 pub use tls::{Federated, Identity, IdentitySource, Mtls, Origin, ServiceTls};
 pub use workload::{
     EgressRule, FailRule, Inbound, InboundCapture, InboundPort, Outbound, Redirect, Workload,

@@ -30,6 +30,7 @@ pub struct Snapshot {
     pub listeners: Listeners,
     pub limits: Limits,
     pub timeouts: Timeouts,
+    pub lifecycle: Lifecycle,
     pub access_log: AccessLog,
     pub authorization: Authorization,
     pub request_authentication: RequestAuthentication,
@@ -90,6 +91,24 @@ pub struct Timeouts {
     pub drain: Duration,
 }
 
+/// From start to end beside an application that somebody else starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lifecycle {
+    /// End when nothing but the sidecar is left in the pod.
+    pub exit_when_alone: bool,
+    /// How long SIGTERM waits for the application to go before the drain.
+    pub wait_for_application: Duration,
+}
+
+impl Default for Lifecycle {
+    fn default() -> Self {
+        Self {
+            exit_when_alone: true,
+            wait_for_application: Duration::from_secs(20),
+        }
+    }
+}
+
 impl Snapshot {
     /// What holds without a configuration file.
     pub fn builtin() -> Self {
@@ -104,6 +123,7 @@ impl Snapshot {
             listeners: Listeners::default(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
+            lifecycle: Lifecycle::default(),
             access_log: AccessLog::default(),
             authorization: Authorization::default(),
             request_authentication: RequestAuthentication::default(),

@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{Cidr, Mtls, Protocol, UnknownDestination, cgroup::CgroupPattern};
 
 /// Who the sidecar speaks for.
@@ -33,7 +35,7 @@ pub struct Outbound {
 }
 
 /// Destinations that the workload may not reach. Loopback is never meant.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EgressRule {
     pub name: Arc<str>,
     /// Empty: every address.
@@ -112,7 +114,8 @@ impl Default for Outbound {
 }
 
 /// Which ports of the workload are handed to the proxy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum InboundCapture {
     /// Every port that a process of the workload listens on. A bare host's other services are left alone.
     Workload,
@@ -157,7 +160,8 @@ pub struct InboundPort {
 }
 
 /// Redirect past the TCP stack between sockets of this node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Redirect {
     pub enabled: bool,
     /// Whether connections to ports on which redirect does not pay are left on TCP.
@@ -180,7 +184,8 @@ impl Default for Redirect {
 }
 
 /// What the workload's traffic does while no proxy is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum FailRule {
     /// Refuse.
     Closed,

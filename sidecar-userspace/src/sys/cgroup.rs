@@ -1,6 +1,7 @@
 //! cgroup v2: where it is mounted, where we are in it, and cgroups of our own.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
     os::unix::fs::MetadataExt,
@@ -115,6 +116,11 @@ impl Cgroup {
             (_, true) => CgroupError::Version1 { path, mount_point },
             _ => CgroupError::NotACgroup { path, mount_point },
         })
+    }
+
+    /// The one with this directory, be it there or not.
+    pub fn at(path: PathBuf) -> Self {
+        Self { path }
     }
 
     /// The child `name`, made if it is missing.
@@ -236,10 +242,22 @@ impl Cgroup {
 
     /// The cgroup with `id`, wherever it is; `None` if it is gone.
     pub fn with_id(id: u64) -> Option<Self> {
-        let mut pending = vec![Self::mount_point().ok()?];
+        Self::with_ids(&BTreeSet::from([id])).remove(&id)
+    }
+
+    /// Those of the cgroups with `ids` that are there, found in one walk.
+    pub fn with_ids(ids: &BTreeSet<u64>) -> BTreeMap<u64, Self> {
+        let mut found = BTreeMap::new();
+        let mut pending: Vec<_> = Self::mount_point().into_iter().collect();
         while let Some(path) = pending.pop() {
-            if fs::metadata(&path).is_ok_and(|m| m.ino() == id) {
-                return Some(Self { path });
+            if found.len() == ids.len() {
+                break;
+            }
+            // The directory itself, not where it stands in the one above: a mount point would be the other's.
+            if let Ok(id) = fs::metadata(&path).map(|m| m.ino())
+                && ids.contains(&id)
+            {
+                found.insert(id, Self { path: path.clone() });
             }
             let entries = fs::read_dir(&path).into_iter().flatten().flatten();
             pending.extend(
@@ -248,7 +266,16 @@ impl Cgroup {
                     .map(|e| e.path()),
             );
         }
-        None
+        found
+    }
+
+    /// The children that there are.
+    pub fn children(&self) -> Vec<Self> {
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        entries
+            .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+            .map(|e| Self { path: e.path() })
+            .collect()
     }
 
     fn failed(&self, action: &'static str) -> impl FnOnce(io::Error) -> CgroupError {

@@ -1,10 +1,14 @@
 //! Ends a TCP connection of this network namespace from outside, as `ss --kill` does: `SOCK_DESTROY` of
 //! linux/sock_diag.h. Both ends see a reset.
 
-use std::{io, net::SocketAddr};
+use std::{fs::File, io, net::SocketAddr, os::fd::AsFd, thread};
 
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
+use rustix::{
+    net::{
+        AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send,
+        socket_with,
+    },
+    thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
 const SOCK_DESTROY: u16 = 21;
@@ -12,6 +16,20 @@ const SOCK_DESTROY: u16 = 21;
 const FLAGS: u16 = 1 | 4;
 const NLMSG_ERROR: u16 = 2;
 const IPPROTO_TCP: u8 = 6;
+
+/// As [`destroy`], in the network namespace of the process `pid`.
+pub fn destroy_of(pid: u32, local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
+    let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
+    // A thread of its own: it never comes back from there.
+    thread::scope(|scope| {
+        let work = scope.spawn(|| {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            destroy(local, remote)
+        });
+        let panicked = |_| Err(io::Error::other("the thread panicked"));
+        work.join().unwrap_or_else(panicked)
+    })
+}
 
 /// Resets the connection between `local` and `remote`. Needs `CAP_NET_ADMIN` and a kernel with
 /// `CONFIG_INET_DIAG_DESTROY`; `NotFound` if there is no such connection (any more).

@@ -1,7 +1,9 @@
-//! What the operating system offers and no safe crate wraps. The only unsafe code of the userspace half is in
-//! `sockopt` and `memory`.
+//! What the operating system offers and no safe crate wraps. The only unsafe code of the userspace half is here, in
+//! `bpf`, `memory`, `netns` and `sockopt`.
 
+pub mod bpf;
 pub mod cgroup;
 pub mod diag;
 pub mod memory;
+pub mod netns;
 pub mod sockopt;

@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
     time::Duration,
 };
 
@@ -105,7 +105,25 @@ pub fn longest_retransmission(socket: &impl AsFd) -> io::Result<Duration> {
 /// The kernel's cookie of the calling thread's network namespace (Linux 5.14).
 pub fn netns_cookie() -> io::Result<u64> {
     let socket = TcpListener::bind("127.0.0.1:0").or_else(|_| TcpListener::bind("[::1]:0"))?;
-    get(&socket, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, 0)
+    netns_cookie_of(&socket)
+}
+
+/// The kernel's cookie of the network namespace that a socket is in (Linux 5.14).
+pub fn netns_cookie_of(socket: &impl AsFd) -> io::Result<u64> {
+    get(socket, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, 0)
+}
+
+/// A descriptor of the process that connected a Unix socket (Linux 6.5; before, `ENOPROTOOPT`): no later process can be
+/// mistaken for it.
+pub fn peer_pidfd(socket: &impl AsFd) -> io::Result<OwnedFd> {
+    // asm-generic/socket.h; libc has no name for it.
+    const SO_PEERPIDFD: i32 = 77;
+    let fd = get(socket, libc::SOL_SOCKET, SO_PEERPIDFD, -1_i32)?;
+    if fd < 0 {
+        return Err(io::Error::from(io::ErrorKind::NotFound));
+    }
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// A type that every pattern of bytes is a value of, and that has no padding: what options of sockets are made of.

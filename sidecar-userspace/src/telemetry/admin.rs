@@ -61,7 +61,7 @@ impl std::fmt::Debug for LogFilter {
     }
 }
 
-type Answer = Response<Full<Bytes>>;
+pub(super) type Answer = Response<Full<Bytes>>;
 
 /// Admin paths with what they do; `/help` prints them.
 const HELP: &[(&str, &str)] = &[
@@ -170,13 +170,7 @@ impl Admin {
             .tls
             .expiry(mesh.as_ref().map(|mesh| &mesh.material));
         self.metrics.configuration(&self.snapshot.status());
-        let mut answer = match self.metrics.exposition() {
-            Ok(exposition) => text(StatusCode::OK, exposition),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-        };
-        let format = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-        answer.headers_mut().insert(header::CONTENT_TYPE, format);
-        answer
+        exposed(self.metrics.exposition())
     }
 
     fn server_info(&self) -> Answer {
@@ -200,30 +194,46 @@ impl Admin {
     }
 
     fn logging(&self, query: Option<&str>) -> Answer {
-        let filter = query.and_then(|query| {
-            query
-                .split('&')
-                .find_map(|pair| pair.strip_prefix("level="))
-        });
-        match (filter, &self.set_log_filter) {
-            (None, _) => text(StatusCode::BAD_REQUEST, "say what: /logging?level=debug\n"),
-            (_, None) => text(
-                StatusCode::NOT_IMPLEMENTED,
-                "this process's log filter cannot be changed\n",
-            ),
-            (Some(filter), Some(set)) => match (set.0)(filter) {
-                Ok(()) => text(StatusCode::OK, format!("log filter is now {filter}\n")),
-                Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
-            },
-        }
+        logging(self.set_log_filter.as_ref(), query)
     }
 }
 
-fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+/// The answer to `/logging`.
+pub(super) fn logging(set: Option<&LogFilter>, query: Option<&str>) -> Answer {
+    let filter = query.and_then(|query| {
+        query
+            .split('&')
+            .find_map(|pair| pair.strip_prefix("level="))
+    });
+    match (filter, set) {
+        (None, _) => text(StatusCode::BAD_REQUEST, "say what: /logging?level=debug\n"),
+        (_, None) => text(
+            StatusCode::NOT_IMPLEMENTED,
+            "this process's log filter cannot be changed\n",
+        ),
+        (Some(filter), Some(set)) => match (set.0)(filter) {
+            Ok(()) => text(StatusCode::OK, format!("log filter is now {filter}\n")),
+            Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        },
+    }
+}
+
+/// Metrics as Prometheus wants them.
+pub(super) fn exposed(exposition: Result<impl Into<Bytes>, prometheus::Error>) -> Answer {
+    let mut answer = match exposition {
+        Ok(exposition) => text(StatusCode::OK, exposition),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    };
+    let format = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    answer.headers_mut().insert(header::CONTENT_TYPE, format);
+    answer
+}
+
+pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
     answer(status, "text/plain; charset=utf-8", body.into())
 }
 
-fn json_answer(value: &serde_json::Value) -> Answer {
+pub(super) fn json_answer(value: &serde_json::Value) -> Answer {
     answer(
         StatusCode::OK,
         "application/json",
@@ -231,7 +241,7 @@ fn json_answer(value: &serde_json::Value) -> Answer {
     )
 }
 
-fn only(method: Method) -> Answer {
+pub(super) fn only(method: Method) -> Answer {
     let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, format!("only {method}\n"));
     if let Ok(method) = method.as_str().parse() {
         refused.headers_mut().insert(header::ALLOW, method);

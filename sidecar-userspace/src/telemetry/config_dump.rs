@@ -76,6 +76,10 @@ pub fn config_dump(snapshot: &Snapshot) -> Value {
             "idle_connections_per_endpoint": limits.idle_connections_per_endpoint,
         },
         "timeouts_s": timeouts(&snapshot.timeouts),
+        "lifecycle": {
+            "exit_when_alone": snapshot.lifecycle.exit_when_alone,
+            "wait_for_application_s": snapshot.lifecycle.wait_for_application.as_secs_f64(),
+        },
         "access_log": {
             "format": format!("{:?}", snapshot.access_log.format),
             "path": snapshot.access_log.path,

@@ -16,12 +16,14 @@ use std::{
     fs::{self, File},
     net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
+    process::Command,
     sync::atomic::{AtomicU32, Ordering},
 };
 
 use anyhow::{Context, Result, ensure};
 use rustix::mount::{MountFlags, mount};
 
+pub mod agent;
 pub mod cgroup;
 pub mod http;
 pub mod metrics;
@@ -34,6 +36,7 @@ mod sweep;
 pub mod wait;
 pub mod workload;
 
+pub use agent::{Agent, Pod};
 pub use metrics::Metrics;
 pub use process::{Finished, Running};
 pub use settings::Settings;
@@ -170,7 +173,20 @@ impl World {
         Ok((one, other))
     }
 
-    /// The control group of everything that runs in this world.
+    /// A command beside the workloads, as a node's own programs are: in a network namespace that none of them has, and in
+    /// the cgroup `group` of the world.
+    pub fn command_beside(&self, group: &str, program: &Path) -> Result<Command> {
+        let cgroup = self.cgroup.path().join(group);
+        fs::create_dir_all(&cgroup)?;
+        workload::command(&self.bridge, &cgroup, program)
+    }
+
+    /// Runs `work` where [`World::command_beside`] runs programs.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        self.bridge.enter(work)
+    }
+
+    /// The cgroup of the whole world.
     pub fn cgroup(&self) -> &Path {
         self.cgroup.path()
     }

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 /// Variables of the environment that change what the programs do: a proxy for the machine's own traffic, a log filter.
-pub const FOREIGN_VARIABLES: [&str; 11] = [
+pub const FOREIGN_VARIABLES: [&str; 12] = [
     "http_proxy",
     "https_proxy",
     "all_proxy",
@@ -20,6 +20,7 @@ pub const FOREIGN_VARIABLES: [&str; 11] = [
     "RUST_LOG",
     "SIDECAR_LOG",
     "SIDECAR_FAULT",
+    "SIDECAR_AGENT",
 ];
 
 /// The binary `traffic` of this build: cargo puts it beside the tests' directory.

@@ -190,23 +190,7 @@ impl<'world> Workload<'world> {
 
     /// A command that enters the namespace and `cgroup` before it becomes `program`: its pid stays the same.
     pub(super) fn command(&self, cgroup: &Path, program: impl AsRef<OsStr>) -> Result<Command> {
-        // `ip netns exec` would hide the mounts below /sys.
-        let mut command = Command::new(programs::packaged("nsenter", "util-linux")?);
-        command
-            .arg(format!("--net={}", self.namespace.path().display()))
-            .args([
-                "--",
-                "/bin/sh",
-                "-c",
-                r#"echo $$ > "$0/cgroup.procs" && exec "$@""#,
-            ])
-            .arg(cgroup)
-            .arg(program);
-        // What a developer or a CI machine has set for itself is not meant for these.
-        for name in programs::FOREIGN_VARIABLES {
-            command.env_remove(name);
-        }
-        Ok(command)
+        command(&self.namespace, cgroup, program)
     }
 
     pub(super) fn running(&self, name: &str, command: &mut Command) -> Result<Running> {
@@ -216,4 +200,29 @@ impl<'world> Workload<'world> {
             command,
         )
     }
+}
+
+/// A command that enters `namespace` and `cgroup` before it becomes `program`: its pid stays the same.
+pub(super) fn command(
+    namespace: &Namespace,
+    cgroup: &Path,
+    program: impl AsRef<OsStr>,
+) -> Result<Command> {
+    // `ip netns exec` would hide the mounts below /sys.
+    let mut command = Command::new(programs::packaged("nsenter", "util-linux")?);
+    command
+        .arg(format!("--net={}", namespace.path().display()))
+        .args([
+            "--",
+            "/bin/sh",
+            "-c",
+            r#"echo $$ > "$0/cgroup.procs" && exec "$@""#,
+        ])
+        .arg(cgroup)
+        .arg(program);
+    // What a developer or a CI machine has set for itself is not meant for these.
+    for name in programs::FOREIGN_VARIABLES {
+        command.env_remove(name);
+    }
+    Ok(command)
 }

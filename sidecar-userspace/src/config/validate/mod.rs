@@ -63,6 +63,15 @@ pub(super) fn compile(file: File) -> Result<Snapshot, Vec<ConfigError>> {
         &mut snapshot,
         file.timeouts.unwrap_or_default(),
     );
+    let lifecycle = file.lifecycle.unwrap_or_default();
+    report.set(
+        &mut snapshot.lifecycle.exit_when_alone,
+        lifecycle.exit_when_alone,
+    );
+    report.set(
+        &mut snapshot.lifecycle.wait_for_application,
+        lifecycle.wait_for_application,
+    );
     snapshot.authorization = policy::compile(&mut report, file.authorization.unwrap_or_default());
     snapshot.request_authentication =
         jwt::compile(&mut report, file.request_authentication.unwrap_or_default());

@@ -18,9 +18,10 @@ use tokio::{
     net::{TcpListener, TcpStream},
     runtime::Builder,
     task::JoinSet,
+    time::interval,
 };
 
-use crate::{account, connect, say, watch};
+use crate::{account, connect, over_when_input_ends, say, watch};
 
 /// Question: ending (1 byte) and number (8 bytes); answer: the number's complement.
 const QUESTION_BYTES: usize = 9;
@@ -41,8 +42,14 @@ pub struct Answer {
 pub struct Churn {
     #[arg(long)]
     to: SocketAddr,
-    #[arg(long)]
+    #[arg(long, default_value_t = u64::MAX)]
     connections: u64,
+    /// Go on until standard input ends.
+    #[arg(long)]
+    until_input_ends: bool,
+    /// Connections a second at most.
+    #[arg(long, default_value_t = 1_000_000)]
+    rate: u64,
     #[arg(long, default_value_t = 64)]
     concurrency: u64,
     #[arg(long, default_value_t = 300)]
@@ -73,6 +80,8 @@ impl Churn {
     pub fn run(self) -> Result<()> {
         let (board, started) = (Arc::new(Board::new(0)), Instant::now());
         watch(&board, Duration::from_secs(self.deadline_seconds));
+        let over = over_when_input_ends(self.until_input_ends);
+        let pace = Duration::from_micros(1_000_000 * self.concurrency / self.rate.max(1));
         Builder::new_current_thread()
             .enable_all()
             .build()?
@@ -81,8 +90,13 @@ impl Churn {
                 let mut tasks = JoinSet::new();
                 for _ in 0..self.concurrency {
                     let (next, board) = (Arc::clone(&next), Arc::clone(&board));
+                    let over = Arc::clone(&over);
+                    let mut turn = interval(pace.max(Duration::from_micros(1)));
                     tasks.spawn(async move {
-                        loop {
+                        while !over.load(Ordering::Relaxed) {
+                            if pace > Duration::from_millis(1) {
+                                turn.tick().await;
+                            }
                             let number = next.fetch_add(1, Ordering::Relaxed);
                             if number >= self.connections {
                                 return;

@@ -3,7 +3,8 @@
 use std::{
     io::{Read, Write},
     net::SocketAddr,
-    time::Instant,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
@@ -13,7 +14,7 @@ use serde::Serialize;
 
 use crate::{
     connect::{self, Patient},
-    say, tell,
+    over_when_input_ends, say, tell,
 };
 
 #[derive(Args)]
@@ -33,6 +34,12 @@ pub struct PingPong {
     message_bytes: usize,
     #[arg(long, default_value_t = 1000)]
     rounds: usize,
+    /// End earlier, when standard input ends.
+    #[arg(long)]
+    until_input_ends: bool,
+    /// Between two rounds.
+    #[arg(long, default_value_t = 0)]
+    pause_ms: u64,
     /// Let the connection idle for so long halfway.
     #[arg(long, default_value_t = 0)]
     idle_ms: u64,
@@ -83,11 +90,16 @@ impl PingPong {
             ..connect::Dial::default()
         };
         let mut stream = Patient(connect::dial(self.to, &how)?);
-        let mut times_us = Vec::with_capacity(self.rounds);
+        let over = over_when_input_ends(self.until_input_ends);
+        let mut times_us = Vec::new();
         let mut answer = vec![0; self.message_bytes];
         for round in 0..self.rounds {
+            if over.load(Ordering::Relaxed) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(self.pause_ms));
             if round == self.rounds / 2 {
-                std::thread::sleep(std::time::Duration::from_millis(self.idle_ms));
+                std::thread::sleep(Duration::from_millis(self.idle_ms));
             }
             std::thread::sleep(std::time::Duration::from_millis(self.every_ms));
             let message = vec![round as u8; self.message_bytes];
@@ -106,7 +118,7 @@ impl PingPong {
         };
         let max_us = times_us.last().copied().unwrap_or(f64::NAN);
         tell(&Latency {
-            rounds: self.rounds,
+            rounds: times_us.len(),
             p50_us: quantile(0.5),
             p99_us: quantile(0.99),
             max_us,

@@ -6,7 +6,10 @@
 use std::{
     io::{self, Write},
     process::ExitCode,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -124,6 +127,20 @@ fn say(line: impl std::fmt::Display) -> Result<()> {
 /// Prints the account of a program as one line of JSON.
 fn tell(account: &impl Serialize) -> Result<()> {
     say(serde_json::to_string(account)?)
+}
+
+/// A flag that is set when standard input ends, if that is wanted.
+fn over_when_input_ends(wanted: bool) -> Arc<AtomicBool> {
+    let over = Arc::new(AtomicBool::new(false));
+    if wanted {
+        let over = Arc::clone(&over);
+        thread::spawn(move || {
+            // An error ends it, too.
+            let _ = io::copy(&mut io::stdin(), &mut io::sink());
+            over.store(true, Ordering::Relaxed);
+        });
+    }
+    over
 }
 
 /// Prints the board as it stands and ends the program once `limit` has passed, so that a hang tells where it hung.

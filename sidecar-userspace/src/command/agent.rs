@@ -1,0 +1,205 @@
+//! `agent`: attaches for the sidecars of this node. All that it attaches stays when it ends, however it ends; the next
+//! agent goes on with it. `agent uninstall` removes it.
+
+use std::{
+    cell::RefCell,
+    fs,
+    path::Path,
+    process::ExitCode,
+    rc::Rc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use sd_notify::NotifyState;
+use tokio::{
+    net::TcpListener,
+    runtime,
+    task::{LocalSet, spawn_local},
+};
+use tracing::{info, warn};
+
+use super::{require_root, standalone::Cgroups, supervise::tell_systemd};
+use crate::{
+    cli::{Agent as Arguments, AgentVerb, Serve, Uninstall},
+    enrol::{
+        agent::{Agent, listen},
+        caller::Host,
+        state::State,
+    },
+    kernel::{
+        attach::{AttachError, Enrolment, own_namespace},
+        events,
+        exclusion::LOOK_EVERY,
+        node::{self, Adopted, Node},
+        workload::Subject,
+    },
+    lifecycle::{
+        descriptors,
+        signal::{Signal, Signals},
+    },
+    model::{Snapshot, Steering},
+    telemetry::agent as telemetry,
+};
+
+/// How long a former agent may take to end.
+const PREDECESSOR: Duration = Duration::from_secs(20);
+/// Whether pods have processes beside their sidecar is looked at in every so many rounds.
+const COMPANY_ROUNDS: u32 = 4;
+
+pub fn run(args: Arguments) -> Result<ExitCode> {
+    require_root("agent")?;
+    match args.verb {
+        Some(AgentVerb::Uninstall(args)) => uninstall(&args),
+        None => serve(args.serve),
+    }
+}
+
+fn serve(args: Serve) -> Result<ExitCode> {
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let signals = {
+        let _context = runtime.enter();
+        Signals::new().context("signal handlers")?
+    };
+    descriptors::raise_limit();
+    let host = Host::look()?;
+    let (mut node, adopted) = open(&args.pins.bpffs)?;
+    if node.is_unproven() {
+        let refused = self_test(&args.pins.bpffs);
+        node.proven(refused.unwrap_or_else(|error| Some(format!("{error:#}"))))?;
+    }
+    node.warm_up()?;
+    let redirect = node.no_redirect().map_or("on", |_| "off");
+    info!(
+        adopted = adopted.len(),
+        redirect, "the kernel half is loaded"
+    );
+    let state = Rc::new(RefCell::new(State::new(node, host, adopted)));
+    let served = runtime.block_on(LocalSet::new().run_until(served(&args, signals, &state)));
+    // Its tasks hold the state, too.
+    drop(runtime);
+    // For those who look whether an agent is there.
+    let _ = fs::remove_file(&args.socket);
+    if let Some(state) = Rc::into_inner(state) {
+        let (pods, _) = state.borrow().population();
+        info!(
+            pods,
+            "ending: what is attached stays, for the next agent or `sidecar agent uninstall`"
+        );
+        state.into_inner().close()?;
+    }
+    served.map(|()| ExitCode::SUCCESS)
+}
+
+/// Until a signal says so.
+async fn served(args: &Serve, mut signals: Signals, state: &Rc<RefCell<State>>) -> Result<()> {
+    let admin = TcpListener::bind(args.admin)
+        .await
+        .with_context(|| format!("cannot listen on {} for admin connections", args.admin))?;
+    let listener = listen(&args.socket)
+        .with_context(|| format!("cannot listen on {}", args.socket.display()))?;
+    let agent = Agent::new(state.clone());
+    spawn_local(telemetry::serve(
+        admin,
+        Rc::new(telemetry::Told {
+            state: state.clone(),
+            agent: agent.clone(),
+            started: Instant::now(),
+            set_log_filter: super::log_filter(),
+        }),
+    ));
+    let (events, tables) = {
+        let mut state = state.borrow_mut();
+        (state.node().take_events(), state.node().open_tables()?)
+    };
+    if let Some(events) = events {
+        let state = state.clone();
+        let whose = move |slot| state.borrow().whose(slot);
+        spawn_local(events::follow(events, tables, whose));
+    }
+    spawn_local(look_after(state.clone()));
+    spawn_local(agent.serve(listener));
+    info!(socket = %args.socket.display(), admin = %args.admin, "sidecars can enrol");
+    tell_systemd(NotifyState::Ready);
+    loop {
+        match signals.next().await {
+            Signal::Terminate => break,
+            Signal::Reload | Signal::ReopenLogs => info!("the agent has no configuration file"),
+        }
+    }
+    tell_systemd(NotifyState::Stopping);
+    Ok(())
+}
+
+async fn look_after(state: Rc<RefCell<State>>) {
+    for round in (0..COMPANY_ROUNDS).cycle() {
+        tokio::time::sleep(LOOK_EVERY).await;
+        state.borrow_mut().look_after(round == 0);
+    }
+}
+
+/// Waits for a former agent to end: a new one may be started while the old one is still at it.
+fn open(base: &Path) -> Result<(Node, Vec<Adopted>), AttachError> {
+    let deadline = Instant::now() + PREDECESSOR;
+    let mut said = false;
+    loop {
+        match Node::open(base) {
+            Err(error) if node::is_taken(&error) && Instant::now() < deadline => {
+                if !said {
+                    said = true;
+                    warn!(%error, "waiting for it to end");
+                }
+                thread::sleep(Duration::from_millis(50));
+            }
+            opened => return opened,
+        }
+    }
+}
+
+/// Tries redirect on real sockets of a workload of our own: why it must stay off, if so.
+fn self_test(base: &Path) -> Result<Option<String>> {
+    let steering = Steering {
+        name: format!("agent-{}", std::process::id()),
+        ..Steering::from(&Snapshot::builtin())
+    };
+    let cgroups = Cgroups::create(&steering.name, None)?;
+    let namespace = own_namespace()?;
+    let subject = Subject {
+        application: &cgroups.application,
+        proxy: &cgroups.proxy,
+        namespace: &namespace,
+        steering: &steering,
+    };
+    let tried = Enrolment::begin(base, &subject).and_then(|mut enrolment| {
+        let tried = cgroups
+            .proxy
+            .enter()
+            .map_err(AttachError::from)
+            .and_then(|()| enrolment.self_test(&steering));
+        let refused = enrolment.no_redirect().map(str::to_owned);
+        enrolment.leave()?;
+        tried.map(|_| refused)
+    });
+    cgroups.remove();
+    Ok(tried?)
+}
+
+fn uninstall(args: &Uninstall) -> Result<ExitCode> {
+    let removed = node::uninstall(&args.pins.bpffs)?;
+    for what in &removed.what {
+        println!("removed {what}");
+    }
+    for left in &removed.left {
+        println!("left {left}");
+    }
+    if removed.what.is_empty() && removed.left.is_empty() {
+        println!("nothing is left behind");
+    }
+    Ok(match removed.left.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}

@@ -1,0 +1,585 @@
+//! The pods of the node as the agent knows them: who is attached, which sidecar serves, what happens without one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::fd::{AsFd, OwnedFd},
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use rustix::net::{
+    ipproto,
+    sockopt::{socket_acceptconn, socket_protocol},
+};
+use serde::Serialize;
+use sidecar_common::record::Counter;
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+use super::{
+    caller::{Caller, CallerError, Host},
+    message::{Enrol, Enrolled, Listeners, Reply},
+};
+use crate::{
+    kernel::{
+        attach::AttachError,
+        node::{Adopted, Node},
+        workload::{Attached, Listening, Subject},
+    },
+    model::{FailRule, Snapshot, Steering},
+    sys::{cgroup::Cgroup, netns::Namespace},
+};
+
+/// How long after the agent's own start a sidecar may take to come back before its pod counts as without one.
+const COME_BACK: Duration = Duration::from_secs(15);
+
+/// Replies that a sidecar has not taken yet.
+const UNREAD: usize = 16;
+
+/// What is handed to the connection of a sidecar, to be sent.
+pub type ToSidecar = mpsc::Sender<(Reply, Vec<OwnedFd>)>;
+
+#[derive(Debug, Error)]
+pub enum EnrolError {
+    #[error(transparent)]
+    Caller(#[from] CallerError),
+    #[error("{0}")]
+    Rules(String),
+    #[error(
+        "an enrolment hands over the sidecar's listeners; there were {0} descriptors, not as many as it says"
+    )]
+    Descriptors(usize),
+    #[error("what was handed over is no listening TCP socket")]
+    NoListener,
+    #[error("the listener is in another network namespace than the sidecar")]
+    ForeignListener,
+    #[error(
+        "the pod has a sidecar that runs, in the cgroup {0}; only one from the same cgroup may take over from it"
+    )]
+    Served(String),
+    #[error("the cgroup {0} belongs to a workload that is enrolled already")]
+    Nested(String),
+    #[error("the agent cannot attach: {0}")]
+    Attach(#[from] AttachError),
+}
+
+/// A pod that is attached.
+struct Pod {
+    cgroup: Cgroup,
+    attached: Attached,
+    steering: Rc<Steering>,
+    sidecar: Option<Sidecar>,
+    /// When it was found to be without a sidecar.
+    alone_since: Option<Instant>,
+    /// Whether processes beside the sidecar were there at the last look.
+    company: Option<bool>,
+}
+
+/// A sidecar that is connected.
+struct Sidecar {
+    /// Of its connection.
+    id: u64,
+    pid: u32,
+    uid: u32,
+    cgroup: Cgroup,
+    cgroup_id: u64,
+    release: String,
+    to: ToSidecar,
+}
+
+/// Everything that the agent knows. One owner, one thread.
+pub struct State {
+    pub host: Host,
+    node: Node,
+    /// By the id of their cgroup.
+    pods: BTreeMap<u64, Pod>,
+    /// Sidecars that wait for the listeners of the one that serves their pod.
+    waiting: BTreeMap<u64, (u64, ToSidecar)>,
+    pub totals: Totals,
+}
+
+/// Since the agent started.
+#[derive(Debug, Default, Clone, Copy, Serialize)]
+pub struct Totals {
+    pub enrolments: u64,
+    pub hand_overs: u64,
+    pub refusals: u64,
+    pub departures: u64,
+}
+
+/// A pod as `/workloads` shows it.
+#[derive(Debug, Serialize)]
+pub struct Shown {
+    pub workload: String,
+    pub namespace: String,
+    pub cgroup: String,
+    pub slot: u32,
+    pub pins: String,
+    pub fail_rule: FailRule,
+    /// Of the connected sidecar.
+    pub sidecar: Option<ShownSidecar>,
+}
+
+/// What the kernel half counted for a pod.
+#[derive(Debug)]
+pub struct Counted {
+    pub steering: Rc<Steering>,
+    pub slot: u32,
+    pub counts: Vec<(Counter, u64)>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct ShownSidecar {
+    pub pid: u32,
+    pub uid: u32,
+    pub cgroup: String,
+    pub release: String,
+}
+
+impl State {
+    pub fn new(node: Node, host: Host, adopted: Vec<Adopted>) -> Self {
+        let ids: BTreeSet<u64> = adopted.iter().map(|adopted| adopted.pod).collect();
+        let mut cgroups = Cgroup::with_ids(&ids);
+        let mut state = Self {
+            host,
+            node,
+            pods: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            totals: Totals::default(),
+        };
+        for adopted in adopted {
+            let Some(cgroup) = cgroups.remove(&adopted.pod) else {
+                state.leave(&adopted.name, adopted.attached, "its cgroup is gone");
+                continue;
+            };
+            // Until its sidecar says more.
+            let steering = Steering {
+                name: adopted.name,
+                fail_rule: match adopted.fails_closed {
+                    true => FailRule::Closed,
+                    false => FailRule::Open,
+                },
+                ..Steering::from(&Snapshot::builtin())
+            };
+            info!(workload = steering.name, cgroup = %cgroup.path().display(), "adopted");
+            let pod = Pod {
+                cgroup,
+                attached: adopted.attached,
+                steering: Rc::new(steering),
+                sidecar: None,
+                alone_since: Some(Instant::now()),
+                company: None,
+            };
+            if let Some(twice) = state.pods.insert(adopted.pod, pod) {
+                // An agent was killed between attaching anew and removing the old.
+                state.leave(
+                    &twice.steering.name.clone(),
+                    twice.attached,
+                    "attached twice",
+                );
+            }
+        }
+        state
+    }
+
+    pub fn node(&mut self) -> &mut Node {
+        &mut self.node
+    }
+
+    /// Whose a slot is, for events of the kernel half.
+    pub fn whose(&self, slot: u32) -> Option<Rc<Steering>> {
+        let mut pods = self.pods.values();
+        let pod = pods.find(|pod| pod.attached.slot() == slot)?;
+        Some(pod.steering.clone())
+    }
+
+    /// Attaches for the caller, or hands its pod over to it. `id`: of the connection.
+    pub fn enrol(
+        &mut self,
+        id: u64,
+        caller: &Caller,
+        enrol: Enrol,
+        descriptors: Vec<OwnedFd>,
+        to: ToSidecar,
+    ) -> Result<Enrolled, EnrolError> {
+        let started = Instant::now();
+        enrol.steering.check().map_err(EnrolError::Rules)?;
+        let count = descriptors.len();
+        let inbound = descriptors.get(enrol.listeners.outbound);
+        let (Some(inbound), true) = (inbound, enrol.listeners.count() == Some(count)) else {
+            return Err(EnrolError::Descriptors(count));
+        };
+        let namespace = Namespace::of_socket(inbound).map_err(|_| EnrolError::NoListener)?;
+        for listener in &descriptors {
+            check_listener(listener, caller)?;
+        }
+        let unmarked: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        let listeners = Listening {
+            inbound: inbound.as_fd(),
+            unmarked: &unmarked,
+        };
+        self.check_place(id, caller)?;
+        let steering = Rc::new(*enrol.steering);
+        let subject = Subject {
+            application: &caller.pod,
+            proxy: &caller.proxy,
+            namespace: &namespace,
+            steering: &steering,
+        };
+        let port = enrol.outbound_port;
+        let former = self.pods.remove(&caller.pod_id);
+        let (attached, former) = match former {
+            Some(mut pod) if self.keeps(&pod, caller, &namespace) => {
+                let handed = self
+                    .node
+                    .hand_over(&mut pod.attached, &subject, port, listeners);
+                if let Err(error) = handed {
+                    self.pods.insert(caller.pod_id, pod);
+                    return Err(error.into());
+                }
+                self.totals.hand_overs += 1;
+                (pod.attached, pod.sidecar)
+            }
+            former => {
+                let attached = self.node.attach(caller.pod_id, &subject, port, listeners);
+                let attached = match (attached, former) {
+                    (Ok(attached), former) => (attached, former),
+                    (Err(error), former) => {
+                        former.map(|pod| self.pods.insert(caller.pod_id, pod));
+                        return Err(error.into());
+                    }
+                };
+                let (attached, former) = attached;
+                let sidecar = former.and_then(|pod| {
+                    self.leave(&pod.steering.name, pod.attached, "attached anew");
+                    pod.sidecar
+                });
+                (attached, sidecar)
+            }
+        };
+        // A process that has just ended must not keep its pod.
+        if let Some(old) = former.filter(|old| old.id != id) {
+            say(&old.to, Reply::Superseded);
+        }
+        self.totals.enrolments += 1;
+        info!(
+            workload = steering.name, pid = caller.pid, uid = caller.uid, cgroup = %caller.pod.path().display(),
+            slot = attached.slot(), release = enrol.release, took = ?started.elapsed(), "enrolled"
+        );
+        let pod = Pod {
+            cgroup: caller.pod.clone(),
+            attached,
+            steering,
+            sidecar: Some(Sidecar {
+                id,
+                pid: caller.pid,
+                uid: caller.uid,
+                cgroup: caller.proxy.clone(),
+                cgroup_id: caller.proxy_id,
+                release: enrol.release,
+                to,
+            }),
+            alone_since: None,
+            company: None,
+        };
+        self.pods.insert(caller.pod_id, pod);
+        self.forget_gone_proxies(caller.pod_id);
+        Ok(Enrolled {
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+            no_redirect: self.node.no_redirect().map(str::to_owned),
+        })
+    }
+
+    fn keeps(&self, pod: &Pod, caller: &Caller, namespace: &Namespace) -> bool {
+        let node = &self.node;
+        node.can_hand_over(&pod.attached, caller.proxy_id, namespace.cookie)
+    }
+
+    /// Whether the caller may speak for its pod now.
+    fn check_place(&self, id: u64, caller: &Caller) -> Result<(), EnrolError> {
+        match self.pods.get(&caller.pod_id) {
+            Some(pod) => {
+                let other = pod.sidecar.as_ref().filter(|other| other.id != id);
+                match other {
+                    Some(other)
+                        if other.cgroup_id != caller.proxy_id && other.cgroup.populated() =>
+                    {
+                        Err(EnrolError::Served(
+                            other.cgroup.path().display().to_string(),
+                        ))
+                    }
+                    _ => Ok(()),
+                }
+            }
+            None => {
+                caller.check_pod(&self.host)?;
+                let overlaps = |pod: &&Pod| {
+                    pod.cgroup.contains(&caller.pod) || caller.pod.contains(&pod.cgroup)
+                };
+                match self.pods.values().find(overlaps) {
+                    Some(pod) => Err(EnrolError::Nested(pod.cgroup.path().display().to_string())),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// The caller's sidecar has new rules.
+    pub fn reload(&mut self, id: u64, pod: u64, steering: Steering) -> Result<(), EnrolError> {
+        steering.check().map_err(EnrolError::Rules)?;
+        let Some(pod) = self.pods.get_mut(&pod) else {
+            return Ok(());
+        };
+        // A sidecar that was superseded has no say any more.
+        if pod.sidecar.as_ref().is_some_and(|sidecar| sidecar.id == id) {
+            self.node.reload(&mut pod.attached, &steering)?;
+            pod.steering = Rc::new(steering);
+            info!(workload = pod.steering.name, "follows a new configuration");
+        }
+        Ok(())
+    }
+
+    /// The caller wants the listeners of the sidecar that serves its pod. `false`: there is none that it may ask.
+    pub fn take_over(&mut self, id: u64, caller: &Caller, to: ToSidecar) -> bool {
+        let sidecar = self
+            .pods
+            .get(&caller.pod_id)
+            .and_then(|pod| pod.sidecar.as_ref());
+        let Some(old) = sidecar.filter(|old| old.cgroup_id == caller.proxy_id && old.id != id)
+        else {
+            return false;
+        };
+        info!(
+            old = old.pid,
+            new = caller.pid,
+            "a new sidecar asks for the listeners"
+        );
+        let asked = say(&old.to, Reply::HandOver);
+        if asked {
+            self.waiting.insert(old.id, (id, to));
+        }
+        asked
+    }
+
+    /// A sidecar hands its listeners over, as it was asked to.
+    pub fn pass_on(&mut self, id: u64, listeners: Listeners, descriptors: Vec<OwnedFd>) {
+        let Some((_, to)) = self.waiting.remove(&id) else {
+            return;
+        };
+        if listeners.count() == Some(descriptors.len()) {
+            // If it is gone, the old one goes on.
+            let _ = to.try_send((Reply::Listeners(listeners), descriptors));
+        } else {
+            warn!("a sidecar handed over other sockets than it said");
+            say(
+                &to,
+                Reply::Refused {
+                    reason: "the old sidecar's listeners are not usable".into(),
+                },
+            );
+        }
+    }
+
+    /// A connection has ended.
+    pub fn hung_up(&mut self, id: u64, pod_id: u64) {
+        self.waiting.retain(|old, (new, to)| {
+            if *old == id {
+                say(
+                    to,
+                    Reply::Refused {
+                        reason: "the old sidecar has gone".into(),
+                    },
+                );
+            }
+            *old != id && *new != id
+        });
+        let Some(pod) = self.pods.get_mut(&pod_id) else {
+            return;
+        };
+        if pod.sidecar.as_ref().is_none_or(|sidecar| sidecar.id != id) {
+            return;
+        }
+        pod.sidecar = None;
+        pod.alone_since = Some(Instant::now());
+        let rule = pod.steering.fail_rule;
+        let name = pod.steering.name.clone();
+        match rule {
+            FailRule::Closed => {
+                warn!(
+                    workload = name,
+                    "its sidecar has gone: connections are refused (failRule: closed)"
+                );
+            }
+            FailRule::Open => {
+                warn!(
+                    workload = name,
+                    "its sidecar has gone: connections bypass it (failRule: open)"
+                );
+                self.remove(pod_id, "no sidecar");
+            }
+        }
+    }
+
+    /// Looks after pods that have changed by themselves; to be called again and again.
+    pub fn look_after(&mut self, company: bool) {
+        let mut gone = Vec::new();
+        for (id, pod) in &mut self.pods {
+            // The path may be another cgroup's by now.
+            if pod.cgroup.id().ok() != Some(*id) {
+                gone.push((*id, "its cgroup is gone"));
+                continue;
+            }
+            match &pod.sidecar {
+                Some(sidecar) if company => {
+                    let present = has_company(&pod.cgroup, &sidecar.cgroup);
+                    if pod.company != Some(present) && say(&sidecar.to, Reply::Company { present })
+                    {
+                        pod.company = Some(present);
+                    }
+                }
+                Some(_) => {}
+                None if !pod.cgroup.populated() => gone.push((*id, "nobody is left in it")),
+                None => {
+                    let waited = pod
+                        .alone_since
+                        .is_none_or(|since| since.elapsed() > COME_BACK);
+                    if waited && pod.steering.fail_rule == FailRule::Open {
+                        gone.push((*id, "no sidecar came back"));
+                    }
+                }
+            }
+            if !pod.steering.exclude_cgroups.is_empty() {
+                let patterns = &pod.steering.exclude_cgroups;
+                if let Err(error) = self.node.exclude(&pod.attached, &pod.cgroup, patterns) {
+                    warn!(workload = pod.steering.name, %error, "cgroups cannot be excluded");
+                }
+            }
+        }
+        for (id, why) in gone {
+            self.remove(id, why);
+        }
+    }
+
+    /// The pods, for people.
+    pub fn show(&self) -> Vec<Shown> {
+        let shown = |pod: &Pod| Shown {
+            workload: pod.steering.name.clone(),
+            namespace: pod.steering.namespace.clone(),
+            cgroup: pod.cgroup.path().display().to_string(),
+            slot: pod.attached.slot(),
+            pins: pod.attached.directory().display().to_string(),
+            fail_rule: pod.steering.fail_rule,
+            sidecar: pod.sidecar.as_ref().map(|sidecar| ShownSidecar {
+                pid: sidecar.pid,
+                uid: sidecar.uid,
+                cgroup: sidecar.cgroup.path().display().to_string(),
+                release: sidecar.release.clone(),
+            }),
+        };
+        self.pods.values().map(shown).collect()
+    }
+
+    /// What the kernel half counted, by pod.
+    pub fn counts(&mut self) -> Vec<Counted> {
+        let node = &mut self.node;
+        let counts = self.pods.values().filter_map(|pod| {
+            Some(Counted {
+                steering: pod.steering.clone(),
+                slot: pod.attached.slot(),
+                counts: node.counts(&pod.attached).ok()?,
+            })
+        });
+        counts.collect()
+    }
+
+    /// Pods, and those of them with a sidecar.
+    pub fn population(&self) -> (usize, usize) {
+        let served = self.pods.values().filter(|pod| pod.sidecar.is_some());
+        (self.pods.len(), served.count())
+    }
+
+    /// The agent ends: everything stays as it is, for the next one.
+    pub fn close(self) -> Result<(), AttachError> {
+        drop(self.pods);
+        self.node.close()
+    }
+
+    fn remove(&mut self, id: u64, why: &str) {
+        if let Some(pod) = self.pods.remove(&id) {
+            self.leave(&pod.steering.name, pod.attached, why);
+        }
+    }
+
+    fn leave(&mut self, name: &str, attached: Attached, why: &str) {
+        let slot = attached.slot();
+        self.totals.departures += 1;
+        match self.node.leave(attached) {
+            Ok(()) => info!(workload = name, slot, why, "detached"),
+            Err(error) => error!(workload = name, slot, %error, "it could not be detached"),
+        }
+    }
+
+    /// Cgroups of former sidecars of the pod: their ids may be anybody's one day.
+    fn forget_gone_proxies(&mut self, id: u64) {
+        let Some(pod) = self.pods.get(&id) else {
+            return;
+        };
+        let known = self.node.proxies_of(&pod.attached);
+        let current = pod.sidecar.as_ref().map(|sidecar| sidecar.cgroup_id);
+        let there: BTreeSet<u64> = pod
+            .cgroup
+            .children()
+            .iter()
+            .filter_map(|c| c.id().ok())
+            .collect();
+        for old in known {
+            if Some(old) != current
+                && !there.contains(&old)
+                && let Err(error) = self.node.forget_proxy(&pod.attached, old)
+            {
+                warn!(%error, "a former sidecar's cgroup stays known");
+            }
+        }
+    }
+}
+
+/// `false` if the sidecar does not read what it is told, or is gone.
+fn say(to: &ToSidecar, reply: Reply) -> bool {
+    to.try_send((reply, Vec::new())).is_ok()
+}
+
+/// A pair for one connection: what is put into the first comes out of the second.
+pub fn channel() -> (ToSidecar, mpsc::Receiver<(Reply, Vec<OwnedFd>)>) {
+    mpsc::channel(UNREAD)
+}
+
+/// It must be a listener, and of the caller's namespace.
+fn check_listener(listener: &OwnedFd, caller: &Caller) -> Result<(), EnrolError> {
+    let tcp = socket_protocol(listener).is_ok_and(|p| p == Some(ipproto::TCP));
+    if !tcp || socket_acceptconn(listener) != Ok(true) {
+        return Err(EnrolError::NoListener);
+    }
+    let namespace = Namespace::of_socket(listener).and_then(|namespace| namespace.id());
+    match namespace {
+        Ok(id) if id == caller.namespace => Ok(()),
+        _ => Err(EnrolError::ForeignListener),
+    }
+}
+
+/// Whether anything but the sidecar and what keeps pods together runs in the pod.
+fn has_company(pod: &Cgroup, sidecar: &Cgroup) -> bool {
+    let is_company = |pid: &u32| {
+        // Of the sandbox: they live as long as the pod, and are no application.
+        const KEEPERS: [&str; 4] = ["pause", "catatonit", "podman-pause", "conmon"];
+        let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+        name.is_ok_and(|name| !KEEPERS.contains(&name.trim_end()))
+    };
+    let own = pod.processes().unwrap_or_default();
+    let others = pod.children().into_iter().filter(|child| child != sidecar);
+    own.iter().any(is_company)
+        || others
+            .filter(Cgroup::populated)
+            .any(|child| child.all_processes().iter().any(is_company))
+}

@@ -1,0 +1,249 @@
+//! One workload's attachment: its programs on its cgroups and its network namespace, its rules in the maps. The same
+//! for a sidecar that runs as root and attaches itself, and for the node's agent, which attaches for others; they differ
+//! in who holds it.
+
+use std::path::Path;
+
+use aya::Ebpf;
+use sidecar_common::settings::{
+    Cgroup as CgroupEntry, ROLE_APPLICATION, ROLE_PROXY, WORKLOAD_PROXY_SPLICES, WORKLOAD_SPLICES,
+    Workload,
+};
+use std::os::fd::BorrowedFd;
+use tracing::info;
+
+use super::{
+    adopt,
+    attach::AttachError,
+    exclusion,
+    links::Links,
+    pins::{Pins, WorkloadPins},
+    tables::{Tables, workload_entry},
+};
+use crate::{
+    model::Steering,
+    sys::{cgroup::Cgroup, netns::Namespace},
+};
+
+/// Who is enrolled.
+pub struct Subject<'a> {
+    /// The application's.
+    pub application: &'a Cgroup,
+    /// Where the proxy runs; not the application's, but possibly below it.
+    pub proxy: &'a Cgroup,
+    /// Where connections to the workload arrive.
+    pub namespace: &'a Namespace,
+    pub steering: &'a Steering,
+}
+
+/// Listening sockets of a proxy.
+#[derive(Clone, Copy)]
+pub struct Listening<'a> {
+    /// Where connections to the workload are handed.
+    pub inbound: BorrowedFd<'a>,
+    /// All of them, if they are older than the attachment: they bear no mark, or that of an application. What they accept
+    /// gets theirs.
+    pub unmarked: &'a [BorrowedFd<'a>],
+}
+
+/// Programs to attach.
+pub struct Programs<'a> {
+    pub shared: &'a mut Ebpf,
+    /// An object of its own for `accept_lookup`, which carries in its constants whose it is; `None`: the shared one was
+    /// loaded for this workload.
+    pub lookup: Option<&'a mut Ebpf>,
+}
+
+/// What becomes of the links when their holder goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lasting {
+    /// All are detached.
+    Nothing,
+    /// What refuses on behalf of the workload stays.
+    Refusal,
+    /// Everything stays: the proxy lives on without the holder.
+    Everything,
+}
+
+/// A workload whose programs are attached. Dropping it leaves what was to last; call [`Attached::leave`] to end it.
+pub struct Attached {
+    pins: WorkloadPins,
+    links: Links,
+    /// Cookie of the namespace.
+    netns: u64,
+}
+
+impl Attached {
+    /// Attaches; nothing is steered before [`Attached::steer`].
+    pub fn attach(
+        programs: Programs<'_>,
+        tables: &mut Tables,
+        pins: WorkloadPins,
+        subject: &Subject<'_>,
+        lasting: Lasting,
+    ) -> Result<Self, AttachError> {
+        let Programs { shared, lookup } = programs;
+        let proxy = subject.proxy.id()?;
+        // Before anything is attached: nothing may be steered by what a former sidecar said.
+        tables.clear(pins.slot);
+        tables.set_cgroup(proxy, role(pins.slot, ROLE_PROXY))?;
+        let mut links = Links::attach(shared, subject.application, subject.proxy)?;
+        links.attach_lookup(lookup.unwrap_or(shared), subject.namespace)?;
+        if lasting != Lasting::Nothing {
+            links.pin_lasting(&pins.directory)?;
+        }
+        if lasting == Lasting::Everything {
+            links.pin_proxy(&pins.directory, proxy)?;
+            // The pins hold them; a descriptor each would only be one more.
+            links = Links::default();
+        }
+        let netns = subject.namespace.cookie;
+        Ok(Self { pins, links, netns })
+    }
+
+    /// Takes over a workload whose links are all pinned.
+    pub fn adopt(pins: WorkloadPins, tables: &Tables) -> Result<Self, AttachError> {
+        let netns = tables.workload(pins.slot)?.netns;
+        Ok(Self {
+            pins,
+            links: Links::default(),
+            netns,
+        })
+    }
+
+    pub fn slot(&self) -> u32 {
+        self.pins.slot
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.pins.directory
+    }
+
+    pub fn netns(&self) -> u64 {
+        self.netns
+    }
+
+    /// From now on new connections of the application go to `outbound_port` on loopback, and those to it to
+    /// `inbound`.
+    pub fn steer(
+        &mut self,
+        tables: &mut Tables,
+        subject: &Subject<'_>,
+        outbound_port: u16,
+        listeners: Listening<'_>,
+        redirect: bool,
+    ) -> Result<(), AttachError> {
+        let slot = self.pins.slot;
+        adopt::mark_proxy(tables, listeners.unmarked, slot, self.netns)?;
+        tables.set_listener(slot, &listeners.inbound)?;
+        tables.set_rules(slot, subject.steering)?;
+        let entry = workload_entry(subject.steering, self.netns, outbound_port, redirect);
+        tables.set_workload(slot, entry)?;
+        // Before their workload is, so that none of their connections is steered.
+        let patterns = &subject.steering.exclude_cgroups;
+        let mut left_alone = exclusion::apply(tables, slot, subject.application, patterns)?;
+        left_alone.push(subject.proxy.clone());
+        let application = role(slot, ROLE_APPLICATION);
+        tables.set_cgroup(subject.application.id()?, application)?;
+        adopt::adopt(
+            tables,
+            subject.application,
+            &left_alone,
+            slot,
+            subject.namespace,
+        )?;
+        Ok(())
+    }
+
+    /// The same workload has another proxy now, or the same one again.
+    pub fn hand_over(
+        &mut self,
+        tables: &mut Tables,
+        subject: &Subject<'_>,
+        outbound_port: u16,
+        listeners: Listening<'_>,
+        redirect: bool,
+    ) -> Result<(), AttachError> {
+        let slot = self.pins.slot;
+        tables.set_cgroup(subject.proxy.id()?, role(slot, ROLE_PROXY))?;
+        adopt::mark_proxy(tables, listeners.unmarked, slot, self.netns)?;
+        tables.set_listener(slot, &listeners.inbound)?;
+        tables.set_rules(slot, subject.steering)?;
+        self.set_entry(tables, subject.steering, outbound_port, redirect)
+    }
+
+    /// Follows a new configuration.
+    pub fn reload(
+        &mut self,
+        tables: &mut Tables,
+        steering: &Steering,
+        redirect: bool,
+    ) -> Result<(), AttachError> {
+        let slot = self.pins.slot;
+        tables.set_rules(slot, steering)?;
+        let port = tables.workload(slot)?.outbound_port;
+        self.set_entry(tables, steering, port, redirect)
+    }
+
+    fn set_entry(
+        &self,
+        tables: &mut Tables,
+        steering: &Steering,
+        outbound_port: u16,
+        redirect: bool,
+    ) -> Result<(), AttachError> {
+        let old = tables.workload(self.pins.slot)?;
+        let mut new = workload_entry(steering, self.netns, outbound_port, redirect);
+        // Learned by the kernel half, not configured.
+        new.flags |= old.flags & (WORKLOAD_SPLICES | WORKLOAD_PROXY_SPLICES);
+        new.splices_since_ns = old.splices_since_ns;
+        Ok(tables.set_workload(self.pins.slot, new)?)
+    }
+
+    /// Detaches everything and forgets the workload. `shared`: the directory that it is in.
+    pub fn leave(self, tables: &mut Tables, shared: &Pins) -> Result<(), AttachError> {
+        let Self { pins, links, .. } = self;
+        tables.set_workload(pins.slot, Workload::default())?;
+        // Pins go with the directory.
+        drop(links);
+        shared.remove(&pins.directory)?;
+        tables.clear(pins.slot);
+        Ok(())
+    }
+}
+
+fn role(workload: u32, role: u32) -> CgroupEntry {
+    CgroupEntry { workload, role }
+}
+
+/// Removes the directories of dead sidecars with the name `name`, of every version: their links go with them.
+/// `own`: the directory of the sidecar that takes over, with the maps of its version.
+pub fn take_over(
+    base: &Path,
+    name: &str,
+    own: &Path,
+    own_slot: u32,
+    tables: &mut Tables,
+) -> Result<(), AttachError> {
+    for directory in Pins::versions(base) {
+        let same_version = own.starts_with(&directory);
+        let shared = Pins::lock(directory)?;
+        for left in shared
+            .workloads()?
+            .into_iter()
+            .filter(|left| left.name == name && left.pod.is_none() && !left.alive)
+        {
+            info!(
+                workload = name,
+                slot = left.slot,
+                "taking over from a sidecar that is gone"
+            );
+            shared.remove(&left.directory)?;
+            if same_version && left.slot != own_slot {
+                tables.clear(left.slot);
+            }
+        }
+        shared.remove_if_unused()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! What the node's agent tells: health, the pods, metrics by pod.
+
+use std::{cell::RefCell, collections::BTreeMap, convert::Infallible, rc::Rc, time::Instant};
+
+use http::{Method, Request, StatusCode};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus::{
+    Encoder, TextEncoder,
+    proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
+};
+use serde_json::json;
+use tokio::{net::TcpListener, task};
+
+use super::admin::{Answer, LogFilter, exposed, json_answer, logging, only, text};
+use crate::enrol::{agent::Agent, state::State};
+
+/// Paths with what they do.
+const HELP: &str = "\
+GET /ready                   200 once sidecars can enrol; also /healthz/ready and /healthz/live
+GET /workloads               the pods that are attached, and their sidecars
+GET /metrics                 also /stats and /stats/prometheus
+GET /server_info             version, uptime
+POST /logging?level=FILTER   change the log filter, for example debug
+GET /help                    this list
+";
+
+/// What the endpoints tell about.
+pub struct Told {
+    pub state: Rc<RefCell<State>>,
+    pub agent: Rc<Agent>,
+    pub started: Instant,
+    pub set_log_filter: Option<LogFilter>,
+}
+
+/// Serves until its future is dropped. Needs a local task set.
+pub async fn serve(listener: TcpListener, told: Rc<Told>) -> Infallible {
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept an admin connection");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let told = told.clone();
+        task::spawn_local(async move {
+            let service = service_fn(move |request: Request<Incoming>| {
+                let answer = told.answer(&request);
+                async move { Ok::<_, Infallible>(answer) }
+            });
+            let mut server = http1::Builder::new();
+            server
+                .timer(TokioTimer::new())
+                .header_read_timeout(std::time::Duration::from_secs(10));
+            if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
+                tracing::debug!(%error, "admin connection failed");
+            }
+        });
+    }
+}
+
+impl Told {
+    fn answer(&self, request: &Request<Incoming>) -> Answer {
+        let path = request.uri().path();
+        let get = matches!(*request.method(), Method::GET | Method::HEAD);
+        match path {
+            "/logging" if request.method() != Method::POST => only(Method::POST),
+            "/logging" => logging(self.set_log_filter.as_ref(), request.uri().query()),
+            _ if !get => only(Method::GET),
+            "/ready" | "/healthz/ready" => text(StatusCode::OK, "ready\n"),
+            "/healthz/live" => text(StatusCode::OK, "live\n"),
+            "/workloads" => json_answer(&json!({ "workloads": self.state.borrow().show() })),
+            "/metrics" | "/stats" | "/stats/prometheus" => exposed(self.exposition()),
+            "/server_info" => json_answer(&json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "uptime_s": self.started.elapsed().as_secs(),
+            })),
+            "/" | "/help" => text(StatusCode::OK, HELP),
+            _ => text(StatusCode::NOT_FOUND, "not found, see /help\n"),
+        }
+    }
+
+    fn exposition(&self) -> Result<Vec<u8>, prometheus::Error> {
+        let mut state = self.state.borrow_mut();
+        let (pods, served) = state.population();
+        let totals = state.totals;
+        let connections = self.agent.connections();
+        let one = |value: f64| vec![(Vec::new(), value)];
+        let gauge =
+            |name, help, value: usize| family(name, help, MetricType::GAUGE, one(value as f64));
+        let counter =
+            |name, help, value: u64| family(name, help, MetricType::COUNTER, one(value as f64));
+        let mut families = vec![
+            gauge("sidecar_agent_workloads", "Pods that are attached.", pods),
+            gauge(
+                "sidecar_agent_sidecars",
+                "Pods whose sidecar is connected.",
+                served,
+            ),
+            gauge(
+                "sidecar_agent_connections",
+                "Connections to the enrolment socket.",
+                connections,
+            ),
+            counter(
+                "sidecar_agent_enrolments_total",
+                "Sidecars enrolled.",
+                totals.enrolments,
+            ),
+            counter(
+                "sidecar_agent_hand_overs_total",
+                "Of these, those whose pod was attached already.",
+                totals.hand_overs,
+            ),
+            counter(
+                "sidecar_agent_refusals_total",
+                "Callers refused.",
+                totals.refusals,
+            ),
+            counter(
+                "sidecar_agent_departures_total",
+                "Pods detached.",
+                totals.departures,
+            ),
+        ];
+        let mut kinds: BTreeMap<bool, Vec<Sample>> = BTreeMap::new();
+        for counted in state.counts() {
+            let counts = counted.counts.into_iter().filter(|(_, value)| *value > 0);
+            for (counter, value) in counts {
+                let bytes = counter.is_bytes();
+                let kind = if bytes { "path" } else { "event" };
+                let labels = vec![
+                    ("namespace", counted.steering.namespace.clone()),
+                    ("workload", counted.steering.name.clone()),
+                    ("slot", counted.slot.to_string()),
+                    (kind, counter.name().to_owned()),
+                ];
+                kinds.entry(bytes).or_default().push((labels, value as f64));
+            }
+        }
+        for (bytes, samples) in kinds {
+            let (name, help) = match bytes {
+                false => (
+                    "sidecar_kernel_events_total",
+                    "What the kernel half decided, by pod and kind.",
+                ),
+                true => (
+                    "sidecar_kernel_bytes_total",
+                    "Bytes of connections between sockets of this node, by pod and the path they took.",
+                ),
+            };
+            families.push(family(name, help, MetricType::COUNTER, samples));
+        }
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&families, &mut text)?;
+        Ok(text)
+    }
+}
+
+/// Labels and a value.
+type Sample = (Vec<(&'static str, String)>, f64);
+
+fn family(name: &str, help: &str, kind: MetricType, samples: Vec<Sample>) -> MetricFamily {
+    let sample = |(labels, value): Sample| {
+        let label = |(name, value): (&str, String)| {
+            let mut pair = LabelPair::default();
+            pair.set_name(name.to_owned());
+            pair.set_value(value);
+            pair
+        };
+        let mut metric = Metric::default();
+        metric.set_label(labels.into_iter().map(label).collect());
+        if kind == MetricType::GAUGE {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            metric.set_gauge(gauge);
+        } else {
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            metric.set_counter(counter);
+        }
+        metric
+    };
+    let mut family = MetricFamily::default();
+    family.set_name(name.to_owned());
+    family.set_help(help.to_owned());
+    family.set_field_type(kind);
+    family.set_metric(samples.into_iter().map(sample).collect());
+    family
+}

@@ -1,0 +1,33 @@
+//! The node's agent and sidecars without privilege: real processes of another user, without a capability, in cgroups of
+//! their own, that are steered because an agent attaches for them.
+
+mod enrolment;
+mod hostile;
+mod lifecycle;
+mod load;
+mod many;
+mod restarts;
+mod upgrade;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use sidecar_tests::world::Pod;
+
+/// Longer than anything takes, on a machine that has much else to do.
+const SOON: Duration = Duration::from_secs(90);
+
+/// Whether one connection of the pod's application to `to` brings an answer.
+fn connects(pod: &Pod<'_>, to: &str) -> Result<bool> {
+    let arguments = ["ping-pong", "--to", to, "--rounds", "1"];
+    let finished = pod.traffic("connects", &arguments)?.finish(SOON)?;
+    Ok(finished.status.success())
+}
+
+/// Repetitions of a test that has a long form, which the variable asks for.
+fn rounds(variable: &str, usual: usize) -> Result<usize> {
+    match std::env::var(variable) {
+        Ok(text) => Ok(text.parse()?),
+        Err(_) => Ok(usual),
+    }
+}
