@@ -140,7 +140,9 @@ impl Agent {
         let end = self.converse(id, &caller, &mut wire).await;
         self.state.borrow_mut().hung_up(id, caller.pod_id);
         match end {
-            WireError::Closed => debug!(pid = caller.pid, "the connection has ended"),
+            end @ (WireError::Closed | WireError::Io(_)) => {
+                debug!(pid = caller.pid, %end, "a connection has ended");
+            }
             error => self.warn(&caller, &error.to_string()),
         }
     }
@@ -228,10 +230,12 @@ impl Agent {
                     reason: "no other sidecar serves this pod from this cgroup".to_owned(),
                 }),
             },
-            Request::Listeners(listeners) => {
-                state.pass_on(id, listeners, descriptors);
-                None
-            }
+            Request::Listeners(listeners) => match state.pass_on(id, listeners, descriptors) {
+                true => None,
+                false => Some(Reply::Refused {
+                    reason: "nobody has asked for listeners".to_owned(),
+                }),
+            },
             Request::Unknown => None,
         }
     }

@@ -363,10 +363,10 @@ impl State {
         asked
     }
 
-    /// A sidecar hands its listeners over, as it was asked to.
-    pub fn pass_on(&mut self, id: u64, listeners: Listeners, descriptors: Vec<OwnedFd>) {
+    /// A sidecar hands its listeners over. `false`: nobody has asked it to.
+    pub fn pass_on(&mut self, id: u64, listeners: Listeners, descriptors: Vec<OwnedFd>) -> bool {
         let Some((_, to)) = self.waiting.remove(&id) else {
-            return;
+            return false;
         };
         if listeners.count() == Some(descriptors.len()) {
             // If it is gone, the old one goes on.
@@ -380,6 +380,7 @@ impl State {
                 },
             );
         }
+        true
     }
 
     /// A connection has ended.

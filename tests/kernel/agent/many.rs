@@ -43,7 +43,8 @@ sys.stdin.read()
 
 #[test]
 fn many_come_and_go() {
-    World::play(|world| {
+    // It measures.
+    World::play_alone(|world| {
         let (pods, times) = (
             rounds("SIDECAR_AGENT_PODS", PODS)?,
             rounds("SIDECAR_AGENT_ROUNDS", ROUNDS)?,
@@ -55,18 +56,16 @@ fn many_come_and_go() {
         for round in 0..times {
             let mut running = Vec::new();
             for pod in 0..pods {
-                running.push(Some(start(world, &agent, round, pod)?));
+                let mut new = start(world, &agent, round, pod)?;
+                waited.push(enrolled(&mut new)?);
+                running.push(Some(new));
                 // A third goes at once, in no order.
                 if random.below(3) == 0 {
                     let victim = random.below(running.len() as u64) as usize;
-                    if let Some(mut gone) = running[victim].take() {
-                        waited.push(enrolled(&mut gone)?);
+                    if let Some(gone) = running[victim].take() {
                         end(world, gone, round, victim)?;
                     }
                 }
-            }
-            for pod in running.iter_mut().flatten() {
-                waited.push(enrolled(pod)?);
             }
             let there = running.iter().flatten().count();
             wait::until_true("those that have gone to be detached", SOON, || {
