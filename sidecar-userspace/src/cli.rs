@@ -137,6 +137,11 @@ pub struct Serve {
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_hint = ValueHint::FilePath)]
     pub socket: PathBuf,
 
+    /// Workloads whose proxies do not enrol themselves: Envoy, or any other that asks for SO_ORIGINAL_DST. The file lists
+    /// under `workloads` for each its `cgroup`, the `proxy`'s below that, `outboundPort`, `inboundPort` and `steering`.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub byo_proxy: Option<PathBuf>,
+
     /// Metrics, health and the list of workloads.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15098")]
     pub admin: SocketAddr,

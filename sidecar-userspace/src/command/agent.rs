@@ -20,12 +20,13 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{require_root, standalone::Cgroups, supervise::tell_systemd};
+use super::{Usage, require_root, standalone::Cgroups, supervise::tell_systemd};
 use crate::{
     cli::{Agent as Arguments, AgentVerb, Serve, Uninstall},
     enrol::{
         agent::{Agent, listen},
         caller::Host,
+        foreign,
         state::State,
     },
     kernel::{
@@ -65,6 +66,10 @@ fn serve(args: Serve) -> Result<ExitCode> {
         Signals::new().context("signal handlers")?
     };
     descriptors::raise_limit();
+    let foreign = match &args.byo_proxy {
+        Some(path) => foreign::load(path).map_err(|error| Usage(error.to_string()))?,
+        None => Vec::new(),
+    };
     let host = Host::look()?;
     let (mut node, adopted) = open(&args.pins.bpffs)?;
     if node.is_unproven() {
@@ -77,7 +82,7 @@ fn serve(args: Serve) -> Result<ExitCode> {
         adopted = adopted.len(),
         redirect, "the kernel half is loaded"
     );
-    let state = Rc::new(RefCell::new(State::new(node, host, adopted)));
+    let state = Rc::new(RefCell::new(State::new(node, host, adopted, foreign)));
     let served = runtime.block_on(LocalSet::new().run_until(served(&args, signals, &state)));
     // Its tasks hold the state, too.
     drop(runtime);
@@ -137,7 +142,11 @@ async fn served(args: &Serve, mut signals: Signals, state: &Rc<RefCell<State>>) 
 async fn look_after(state: Rc<RefCell<State>>) {
     for round in (0..COMPANY_ROUNDS).cycle() {
         tokio::time::sleep(LOOK_EVERY).await;
-        state.borrow_mut().look_after(round == 0);
+        let mut state = state.borrow_mut();
+        state.look_after(round == 0);
+        if round == 0 {
+            state.look_for_foreign();
+        }
     }
 }
 
@@ -191,6 +200,9 @@ fn uninstall(args: &Uninstall) -> Result<ExitCode> {
     let removed = node::uninstall(&args.pins.bpffs)?;
     for what in &removed.what {
         println!("removed {what}");
+    }
+    for kept in &removed.kept {
+        println!("kept {kept}");
     }
     for left in &removed.left {
         println!("left {left}");

@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -84,7 +84,8 @@ impl Host {
         })
     }
 
-    fn is_host(&self, namespace: netns::Id) -> bool {
+    /// Whether it is the node's own.
+    pub fn is_host(&self, namespace: netns::Id) -> bool {
         self.namespaces.contains(&namespace)
     }
 
@@ -113,7 +114,7 @@ impl Caller {
             fs::read_to_string(directory.join("cgroup")).map_err(|_| CallerError::Gone)?;
         let namespace = Namespace::id_of(&directory).map_err(|_| CallerError::Gone)?;
         // What was read was the caller's, if it lives still: no other process had its pid meanwhile.
-        if !is_alive(&process) {
+        if !is_alive(process.as_fd()) {
             return Err(CallerError::Gone);
         }
         let path = memberships
@@ -143,7 +144,7 @@ impl Caller {
     }
 
     pub fn is_alive(&self) -> bool {
-        is_alive(&self.process)
+        is_alive(self.process.as_fd())
     }
 
     /// Whether what was taken for the pod is more than one: to be asked before it is attached to. Reads all its
@@ -164,8 +165,8 @@ impl Caller {
 }
 
 /// A descriptor of a process is readable once it has ended.
-fn is_alive(process: &OwnedFd) -> bool {
-    let mut ended = [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
+pub fn is_alive(process: BorrowedFd<'_>) -> bool {
+    let mut ended = [PollFd::from_borrowed_fd(process, PollFlags::IN)];
     let at_once = Timespec {
         tv_sec: 0,
         tv_nsec: 0,

@@ -9,10 +9,11 @@
 //! - [`message`], what is said; [`wire`], how it travels, with descriptors
 //! - [`caller`], who calls; [`pod`], which cgroup is the pod's
 //! - [`agent`], the agent's side: connections and their limits; [`state`], the pods of the node
-//! - [`proxy`], the sidecar's side
+//! - [`proxy`], the sidecar's side; [`foreign`], proxies that have none
 
 pub mod agent;
 pub mod caller;
+pub mod foreign;
 pub mod message;
 pub mod pod;
 pub mod proxy;

@@ -19,7 +19,8 @@ use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use super::{
-    caller::{Caller, CallerError, Host},
+    caller::{Caller, CallerError, Host, is_alive},
+    foreign::{Foreign, ForeignError},
     message::{Enrol, Enrolled, Listeners, Reply},
 };
 use crate::{
@@ -61,6 +62,8 @@ pub enum EnrolError {
     Served(String),
     #[error("the cgroup {0} belongs to a workload that is enrolled already")]
     Nested(String),
+    #[error(transparent)]
+    Foreign(#[from] ForeignError),
     #[error("the agent cannot attach: {0}")]
     Attach(#[from] AttachError),
 }
@@ -87,6 +90,19 @@ struct Sidecar {
     cgroup_id: u64,
     release: String,
     to: ToSidecar,
+    /// Of a proxy that has no connection.
+    process: Option<OwnedFd>,
+}
+
+/// What is attached for a sidecar.
+struct Newcomer<'a> {
+    cgroup: &'a Cgroup,
+    /// The cgroup's.
+    id: u64,
+    namespace: &'a Namespace,
+    steering: Rc<Steering>,
+    outbound_port: u16,
+    listeners: Listening<'a>,
 }
 
 /// Everything that the agent knows. One owner, one thread.
@@ -95,6 +111,8 @@ pub struct State {
     node: Node,
     /// By the id of their cgroup.
     pods: BTreeMap<u64, Pod>,
+    /// Proxies that do not enrol themselves, and what was last said of each.
+    foreign: Vec<(Foreign, Option<String>)>,
     /// Sidecars that wait for the listeners of the one that serves their pod.
     waiting: BTreeMap<u64, (u64, ToSidecar)>,
     pub totals: Totals,
@@ -139,13 +157,14 @@ pub struct ShownSidecar {
 }
 
 impl State {
-    pub fn new(node: Node, host: Host, adopted: Vec<Adopted>) -> Self {
+    pub fn new(node: Node, host: Host, adopted: Vec<Adopted>, foreign: Vec<Foreign>) -> Self {
         let ids: BTreeSet<u64> = adopted.iter().map(|adopted| adopted.pod).collect();
         let mut cgroups = Cgroup::with_ids(&ids);
         let mut state = Self {
             host,
             node,
             pods: BTreeMap::new(),
+            foreign: foreign.into_iter().map(|f| (f, None)).collect(),
             waiting: BTreeMap::new(),
             totals: Totals::default(),
         };
@@ -204,7 +223,6 @@ impl State {
         descriptors: Vec<OwnedFd>,
         to: ToSidecar,
     ) -> Result<Enrolled, EnrolError> {
-        let started = Instant::now();
         enrol.steering.check().map_err(EnrolError::Rules)?;
         let count = descriptors.len();
         let inbound = descriptors.get(enrol.listeners.outbound);
@@ -221,58 +239,16 @@ impl State {
             unmarked: &unmarked,
         };
         self.check_place(id, caller)?;
-        let steering = Rc::new(*enrol.steering);
-        let subject = Subject {
-            application: &caller.pod,
-            proxy: &caller.proxy,
-            namespace: &namespace,
-            steering: &steering,
-        };
-        let port = enrol.outbound_port;
-        let former = self.pods.remove(&caller.pod_id);
-        let (attached, former) = match former {
-            Some(mut pod) if self.keeps(&pod, caller, &namespace) => {
-                let handed = self
-                    .node
-                    .hand_over(&mut pod.attached, &subject, port, listeners);
-                if let Err(error) = handed {
-                    self.pods.insert(caller.pod_id, pod);
-                    return Err(error.into());
-                }
-                self.totals.hand_overs += 1;
-                (pod.attached, pod.sidecar)
-            }
-            former => {
-                let attached = self.node.attach(caller.pod_id, &subject, port, listeners);
-                let attached = match (attached, former) {
-                    (Ok(attached), former) => (attached, former),
-                    (Err(error), former) => {
-                        former.map(|pod| self.pods.insert(caller.pod_id, pod));
-                        return Err(error.into());
-                    }
-                };
-                let (attached, former) = attached;
-                let sidecar = former.and_then(|pod| {
-                    self.leave(&pod.steering.name, pod.attached, "attached anew");
-                    pod.sidecar
-                });
-                (attached, sidecar)
-            }
-        };
-        // A process that has just ended must not keep its pod.
-        if let Some(old) = former.filter(|old| old.id != id) {
-            say(&old.to, Reply::Superseded);
-        }
-        self.totals.enrolments += 1;
-        info!(
-            workload = steering.name, pid = caller.pid, uid = caller.uid, cgroup = %caller.pod.path().display(),
-            slot = attached.slot(), release = enrol.release, took = ?started.elapsed(), "enrolled"
-        );
-        let pod = Pod {
-            cgroup: caller.pod.clone(),
-            attached,
-            steering,
-            sidecar: Some(Sidecar {
+        self.install(
+            Newcomer {
+                cgroup: &caller.pod,
+                id: caller.pod_id,
+                namespace: &namespace,
+                steering: Rc::new(*enrol.steering),
+                outbound_port: enrol.outbound_port,
+                listeners,
+            },
+            Sidecar {
                 id,
                 pid: caller.pid,
                 uid: caller.uid,
@@ -280,21 +256,158 @@ impl State {
                 cgroup_id: caller.proxy_id,
                 release: enrol.release,
                 to,
-            }),
-            alone_since: None,
-            company: None,
-        };
-        self.pods.insert(caller.pod_id, pod);
-        self.forget_gone_proxies(caller.pod_id);
+                process: None,
+            },
+        )?;
         Ok(Enrolled {
             release: env!("CARGO_PKG_VERSION").to_owned(),
             no_redirect: self.node.no_redirect().map(str::to_owned),
         })
     }
 
-    fn keeps(&self, pod: &Pod, caller: &Caller, namespace: &Namespace) -> bool {
-        let node = &self.node;
-        node.can_hand_over(&pod.attached, caller.proxy_id, namespace.cookie)
+    /// Attaches the pod, or hands it over to the sidecar.
+    fn install(&mut self, new: Newcomer<'_>, sidecar: Sidecar) -> Result<(), EnrolError> {
+        let started = Instant::now();
+        let Newcomer {
+            cgroup,
+            id,
+            namespace,
+            steering,
+            outbound_port: port,
+            listeners,
+        } = new;
+        let subject = Subject {
+            application: cgroup,
+            proxy: &sidecar.cgroup,
+            namespace,
+            steering: &steering,
+        };
+        let node = &mut self.node;
+        let (attached, former) = match self.pods.remove(&id) {
+            Some(mut pod)
+                if node.can_hand_over(&pod.attached, sidecar.cgroup_id, namespace.cookie) =>
+            {
+                let handed = node.hand_over(&mut pod.attached, &subject, port, listeners);
+                if let Err(error) = handed {
+                    self.pods.insert(id, pod);
+                    return Err(error.into());
+                }
+                self.totals.hand_overs += 1;
+                (pod.attached, pod.sidecar)
+            }
+            former => match node.attach(id, &subject, port, listeners) {
+                Ok(attached) => {
+                    let sidecar = former.and_then(|pod| {
+                        self.leave(&pod.steering.name, pod.attached, "attached anew");
+                        pod.sidecar
+                    });
+                    (attached, sidecar)
+                }
+                Err(error) => {
+                    former.map(|pod| self.pods.insert(id, pod));
+                    return Err(error.into());
+                }
+            },
+        };
+        if let Some(old) = former.filter(|old| old.id != sidecar.id) {
+            say(&old.to, Reply::Superseded);
+        }
+        self.totals.enrolments += 1;
+        info!(
+            workload = steering.name, pid = sidecar.pid, uid = sidecar.uid, cgroup = %cgroup.path().display(),
+            slot = attached.slot(), release = sidecar.release, took = ?started.elapsed(), "enrolled"
+        );
+        let pod = Pod {
+            cgroup: cgroup.clone(),
+            attached,
+            steering,
+            sidecar: Some(sidecar),
+            alone_since: None,
+            company: None,
+        };
+        self.pods.insert(id, pod);
+        self.forget_gone_proxies(id);
+        Ok(())
+    }
+
+    /// Looks for proxies that do not enrol themselves, and whether those that were found still run.
+    pub fn look_for_foreign(&mut self) {
+        for number in 0..self.foreign.len() {
+            if let Err(error) = self.look_for(number)
+                && let Some((foreign, said)) = self.foreign.get_mut(number)
+                && said.replace(error.to_string()) != Some(error.to_string())
+            {
+                warn!(workload = foreign.steering.name, %error, "no proxy to steer to");
+            }
+        }
+    }
+
+    fn look_for(&mut self, number: usize) -> Result<(), EnrolError> {
+        let Some((foreign, _)) = self.foreign.get(number) else {
+            return Ok(());
+        };
+        let foreign = foreign.clone();
+        // Never that of a connection, which count from below.
+        let id = u64::MAX - number as u64;
+        let cgroup = foreign.cgroup().map_err(ForeignError::from)?;
+        let pod_id = cgroup.id().map_err(ForeignError::from)?;
+        let sidecar = self.pods.get(&pod_id).and_then(|pod| pod.sidecar.as_ref());
+        match sidecar {
+            // One that enrolled itself is preferred.
+            Some(sidecar) if sidecar.id != id => return Ok(()),
+            Some(sidecar)
+                if sidecar
+                    .process
+                    .as_ref()
+                    .is_some_and(|p| is_alive(p.as_fd())) =>
+            {
+                return Ok(());
+            }
+            Some(_) => self.hung_up(id, pod_id),
+            None => {}
+        }
+        let found = foreign.look()?;
+        if self
+            .host
+            .is_host(found.namespace.id().map_err(ForeignError::Namespace)?)
+        {
+            return Err(CallerError::HostNetwork.into());
+        }
+        if !self.pods.contains_key(&pod_id) {
+            self.check_overlap(&found.cgroup)?;
+        }
+        let listeners: Vec<_> = found.sockets.iter().map(AsFd::as_fd).collect();
+        let Some(inbound) = listeners.first() else {
+            return Ok(());
+        };
+        let sidecar = Sidecar {
+            id,
+            pid: found.pid,
+            uid: 0,
+            cgroup_id: found.proxy.id().map_err(ForeignError::from)?,
+            cgroup: found.proxy,
+            release: "foreign".to_owned(),
+            to: channel().0,
+            process: Some(found.process),
+        };
+        self.install(
+            Newcomer {
+                cgroup: &found.cgroup,
+                id: pod_id,
+                namespace: &found.namespace,
+                steering: Rc::new(foreign.steering),
+                outbound_port: foreign.outbound_port,
+                listeners: Listening {
+                    inbound: *inbound,
+                    unmarked: &listeners,
+                },
+            },
+            sidecar,
+        )?;
+        if let Some((_, said)) = self.foreign.get_mut(number) {
+            *said = None;
+        }
+        Ok(())
     }
 
     /// Whether the caller may speak for its pod now.
@@ -315,14 +428,17 @@ impl State {
             }
             None => {
                 caller.check_pod(&self.host)?;
-                let overlaps = |pod: &&Pod| {
-                    pod.cgroup.contains(&caller.pod) || caller.pod.contains(&pod.cgroup)
-                };
-                match self.pods.values().find(overlaps) {
-                    Some(pod) => Err(EnrolError::Nested(pod.cgroup.path().display().to_string())),
-                    None => Ok(()),
-                }
+                self.check_overlap(&caller.pod)
             }
+        }
+    }
+
+    /// A cgroup within or around a pod is no pod.
+    fn check_overlap(&self, cgroup: &Cgroup) -> Result<(), EnrolError> {
+        let overlaps = |pod: &&Pod| pod.cgroup.contains(cgroup) || cgroup.contains(&pod.cgroup);
+        match self.pods.values().find(overlaps) {
+            Some(pod) => Err(EnrolError::Nested(pod.cgroup.path().display().to_string())),
+            None => Ok(()),
         }
     }
 

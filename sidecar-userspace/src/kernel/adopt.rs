@@ -100,7 +100,8 @@ fn nonblocking(socket: &TcpListener) -> u32 {
     }
 }
 
-fn listening_sockets(pid: u32, process: &Path) -> Vec<(u16, TcpListener)> {
+/// The TCP sockets on which a process listens, with their ports. `process`: its directory in /proc.
+pub fn listening_sockets(pid: u32, process: &Path) -> Vec<(u16, TcpListener)> {
     let descriptors = fs::read_dir(process.join("fd"))
         .into_iter()
         .flatten()

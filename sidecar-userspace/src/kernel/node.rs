@@ -366,6 +366,8 @@ fn is_of_our_abi(directory: &Path) -> bool {
 pub struct Removed {
     /// Pods that were detached, and directories of pins.
     pub what: Vec<String>,
+    /// What is not an agent's.
+    pub kept: Vec<String>,
     /// What is still there, and why.
     pub left: Vec<String>,
 }
@@ -388,8 +390,8 @@ pub fn uninstall(base: &Path) -> Result<Removed, AttachError> {
         held.add(&directory);
         for found in shared.workloads()? {
             match found.pod {
-                None => removed.left.push(format!(
-                    "{}: of a sidecar without agent; stop it, or `sidecar detach`",
+                None => removed.kept.push(format!(
+                    "{}: of a sidecar without agent",
                     found.directory.display()
                 )),
                 Some(_) => {

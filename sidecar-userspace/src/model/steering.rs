@@ -26,7 +26,9 @@ pub struct Steering {
     pub name: String,
     #[serde(default)]
     pub namespace: String,
+    #[serde(default = "closed")]
     pub fail_rule: FailRule,
+    #[serde(default = "workload")]
     pub inbound_capture: InboundCapture,
     /// Captured whether the workload listens there or not.
     #[serde(default)]
@@ -44,6 +46,14 @@ pub struct Steering {
     /// Cgroups below the workload's whose processes are left alone.
     #[serde(default)]
     pub exclude_cgroups: Vec<CgroupPattern>,
+}
+
+fn closed() -> FailRule {
+    FailRule::Closed
+}
+
+fn workload() -> InboundCapture {
+    InboundCapture::Workload
 }
 
 impl From<&Snapshot> for Steering {
