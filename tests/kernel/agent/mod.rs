@@ -2,6 +2,7 @@
 //! their own, that are steered because an agent attaches for them.
 
 mod enrolment;
+mod foreign;
 mod hostile;
 mod lifecycle;
 mod load;

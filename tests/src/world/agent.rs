@@ -27,16 +27,23 @@ pub struct Agent<'w> {
     running: Option<Running>,
     starts: u32,
     admin: SocketAddr,
+    arguments: Vec<String>,
 }
 
 impl<'w> Agent<'w> {
     /// Starts one and waits until sidecars can enrol.
     pub fn start(world: &'w World) -> Result<Self> {
+        Self::start_with(world, &[])
+    }
+
+    /// As [`Agent::start`], with further arguments.
+    pub fn start_with(world: &'w World, arguments: &[&str]) -> Result<Self> {
         let mut agent = Self {
             world,
             running: None,
             starts: 0,
             admin: (Ipv4Addr::LOCALHOST, 15098).into(),
+            arguments: arguments.iter().map(|&word| word.to_owned()).collect(),
         };
         agent.restart(&programs::sidecar()?)?;
         Ok(agent)
@@ -58,7 +65,8 @@ impl<'w> Agent<'w> {
             .arg("--socket")
             .arg(self.socket())
             .arg("--bpffs")
-            .arg(self.world.bpffs());
+            .arg(self.world.bpffs())
+            .args(&self.arguments);
         let name = format!("agent-{}", self.starts);
         self.running = Some(Running::start(&name, self.world.directory(), &mut command)?);
         Ok(())

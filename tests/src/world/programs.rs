@@ -57,6 +57,37 @@ pub fn sidecar() -> Result<PathBuf> {
     })
 }
 
+/// Envoy: `SIDECAR_ENVOY`, else that of tests/requirements.txt, which `cargo xtask setup` installs.
+pub fn envoy() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("SIDECAR_ENVOY") {
+        return Ok(path.into());
+    }
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+    let target = match env::var_os("CARGO_TARGET_DIR") {
+        Some(target) => target.into(),
+        None => workspace
+            .context("the tests stand in no workspace")?
+            .join("target"),
+    };
+    let python = env::var_os("SIDECAR_PYTHON").map(PathBuf::from);
+    let python = python.unwrap_or_else(|| target.join("venv/bin/python3"));
+    let environment = python.ancestors().nth(2).unwrap_or(&target).join("lib");
+    // lib/python3.11/site-packages/…
+    let versions = std::fs::read_dir(&environment)
+        .into_iter()
+        .flatten()
+        .flatten();
+    versions
+        .map(|version| version.path().join("site-packages/envoy/_bin/envoy"))
+        .find(|path| path.is_file())
+        .with_context(|| {
+            format!(
+                "no Envoy in {}: run `cargo xtask setup`, or name one with SIDECAR_ENVOY",
+                environment.display()
+            )
+        })
+}
+
 /// A program of a Debian package, by its usual paths: a missing one is an error that names the package.
 pub fn packaged(program: &str, package: &str) -> Result<PathBuf> {
     ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
