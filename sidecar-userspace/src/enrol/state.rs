@@ -1,11 +1,14 @@
 //! The pods of the node as the agent knows them: who is attached, which sidecar serves, what happens without one.
 
+mod after;
+mod foreign;
+mod shown;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     os::fd::{AsFd, OwnedFd},
     rc::Rc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use rustix::net::{
@@ -13,13 +16,12 @@ use rustix::net::{
     sockopt::{socket_acceptconn, socket_protocol},
 };
 use serde::Serialize;
-use sidecar_common::record::Counter;
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use super::{
-    caller::{Caller, CallerError, Host, is_alive},
+    caller::{Caller, CallerError, Host},
     foreign::{Foreign, ForeignError},
     message::{Enrol, Enrolled, Listeners, Reply},
 };
@@ -32,9 +34,6 @@ use crate::{
     model::{FailRule, Snapshot, Steering},
     sys::{cgroup::Cgroup, netns::Namespace},
 };
-
-/// How long after the agent's own start a sidecar may take to come back before its pod counts as without one.
-const COME_BACK: Duration = Duration::from_secs(15);
 
 /// Replies that a sidecar has not taken yet.
 const UNREAD: usize = 16;
@@ -125,35 +124,6 @@ pub struct Totals {
     pub hand_overs: u64,
     pub refusals: u64,
     pub departures: u64,
-}
-
-/// A pod as `/workloads` shows it.
-#[derive(Debug, Serialize)]
-pub struct Shown {
-    pub workload: String,
-    pub namespace: String,
-    pub cgroup: String,
-    pub slot: u32,
-    pub pins: String,
-    pub fail_rule: FailRule,
-    /// Of the connected sidecar.
-    pub sidecar: Option<ShownSidecar>,
-}
-
-/// What the kernel half counted for a pod.
-#[derive(Debug)]
-pub struct Counted {
-    pub steering: Rc<Steering>,
-    pub slot: u32,
-    pub counts: Vec<(Counter, u64)>,
-}
-
-#[derive(Debug, Serialize)]
-pub struct ShownSidecar {
-    pub pid: u32,
-    pub uid: u32,
-    pub cgroup: String,
-    pub release: String,
 }
 
 impl State {
@@ -330,86 +300,6 @@ impl State {
         Ok(())
     }
 
-    /// Looks for proxies that do not enrol themselves, and whether those that were found still run.
-    pub fn look_for_foreign(&mut self) {
-        for number in 0..self.foreign.len() {
-            if let Err(error) = self.look_for(number)
-                && let Some((foreign, said)) = self.foreign.get_mut(number)
-                && said.replace(error.to_string()) != Some(error.to_string())
-            {
-                warn!(workload = foreign.steering.name, %error, "no proxy to steer to");
-            }
-        }
-    }
-
-    fn look_for(&mut self, number: usize) -> Result<(), EnrolError> {
-        let Some((foreign, _)) = self.foreign.get(number) else {
-            return Ok(());
-        };
-        let foreign = foreign.clone();
-        // Never that of a connection, which count from below.
-        let id = u64::MAX - number as u64;
-        let cgroup = foreign.cgroup().map_err(ForeignError::from)?;
-        let pod_id = cgroup.id().map_err(ForeignError::from)?;
-        let sidecar = self.pods.get(&pod_id).and_then(|pod| pod.sidecar.as_ref());
-        match sidecar {
-            // One that enrolled itself is preferred.
-            Some(sidecar) if sidecar.id != id => return Ok(()),
-            Some(sidecar)
-                if sidecar
-                    .process
-                    .as_ref()
-                    .is_some_and(|p| is_alive(p.as_fd())) =>
-            {
-                return Ok(());
-            }
-            Some(_) => self.hung_up(id, pod_id),
-            None => {}
-        }
-        let found = foreign.look()?;
-        if self
-            .host
-            .is_host(found.namespace.id().map_err(ForeignError::Namespace)?)
-        {
-            return Err(CallerError::HostNetwork.into());
-        }
-        if !self.pods.contains_key(&pod_id) {
-            self.check_overlap(&found.cgroup)?;
-        }
-        let listeners: Vec<_> = found.sockets.iter().map(AsFd::as_fd).collect();
-        let Some(inbound) = listeners.first() else {
-            return Ok(());
-        };
-        let sidecar = Sidecar {
-            id,
-            pid: found.pid,
-            uid: 0,
-            cgroup_id: found.proxy.id().map_err(ForeignError::from)?,
-            cgroup: found.proxy,
-            release: "foreign".to_owned(),
-            to: channel().0,
-            process: Some(found.process),
-        };
-        self.install(
-            Newcomer {
-                cgroup: &found.cgroup,
-                id: pod_id,
-                namespace: &found.namespace,
-                steering: Rc::new(foreign.steering),
-                outbound_port: foreign.outbound_port,
-                listeners: Listening {
-                    inbound: *inbound,
-                    unmarked: &listeners,
-                },
-            },
-            sidecar,
-        )?;
-        if let Some((_, said)) = self.foreign.get_mut(number) {
-            *said = None;
-        }
-        Ok(())
-    }
-
     /// Whether the caller may speak for its pod now.
     fn check_place(&self, id: u64, caller: &Caller) -> Result<(), EnrolError> {
         match self.pods.get(&caller.pod_id) {
@@ -539,84 +429,6 @@ impl State {
         }
     }
 
-    /// Looks after pods that have changed by themselves; to be called again and again.
-    pub fn look_after(&mut self, company: bool) {
-        let mut gone = Vec::new();
-        for (id, pod) in &mut self.pods {
-            // The path may be another cgroup's by now.
-            if pod.cgroup.id().ok() != Some(*id) {
-                gone.push((*id, "its cgroup is gone"));
-                continue;
-            }
-            match &pod.sidecar {
-                Some(sidecar) if company => {
-                    let present = has_company(&pod.cgroup, &sidecar.cgroup);
-                    if pod.company != Some(present) && say(&sidecar.to, Reply::Company { present })
-                    {
-                        pod.company = Some(present);
-                    }
-                }
-                Some(_) => {}
-                None if !pod.cgroup.populated() => gone.push((*id, "nobody is left in it")),
-                None => {
-                    let waited = pod
-                        .alone_since
-                        .is_none_or(|since| since.elapsed() > COME_BACK);
-                    if waited && pod.steering.fail_rule == FailRule::Open {
-                        gone.push((*id, "no sidecar came back"));
-                    }
-                }
-            }
-            if !pod.steering.exclude_cgroups.is_empty() {
-                let patterns = &pod.steering.exclude_cgroups;
-                if let Err(error) = self.node.exclude(&pod.attached, &pod.cgroup, patterns) {
-                    warn!(workload = pod.steering.name, %error, "cgroups cannot be excluded");
-                }
-            }
-        }
-        for (id, why) in gone {
-            self.remove(id, why);
-        }
-    }
-
-    /// The pods, for people.
-    pub fn show(&self) -> Vec<Shown> {
-        let shown = |pod: &Pod| Shown {
-            workload: pod.steering.name.clone(),
-            namespace: pod.steering.namespace.clone(),
-            cgroup: pod.cgroup.path().display().to_string(),
-            slot: pod.attached.slot(),
-            pins: pod.attached.directory().display().to_string(),
-            fail_rule: pod.steering.fail_rule,
-            sidecar: pod.sidecar.as_ref().map(|sidecar| ShownSidecar {
-                pid: sidecar.pid,
-                uid: sidecar.uid,
-                cgroup: sidecar.cgroup.path().display().to_string(),
-                release: sidecar.release.clone(),
-            }),
-        };
-        self.pods.values().map(shown).collect()
-    }
-
-    /// What the kernel half counted, by pod.
-    pub fn counts(&mut self) -> Vec<Counted> {
-        let node = &mut self.node;
-        let counts = self.pods.values().filter_map(|pod| {
-            Some(Counted {
-                steering: pod.steering.clone(),
-                slot: pod.attached.slot(),
-                counts: node.counts(&pod.attached).ok()?,
-            })
-        });
-        counts.collect()
-    }
-
-    /// Pods, and those of them with a sidecar.
-    pub fn population(&self) -> (usize, usize) {
-        let served = self.pods.values().filter(|pod| pod.sidecar.is_some());
-        (self.pods.len(), served.count())
-    }
-
     /// The agent ends: everything stays as it is, for the next one.
     pub fn close(self) -> Result<(), AttachError> {
         drop(self.pods);
@@ -635,29 +447,6 @@ impl State {
         match self.node.leave(attached) {
             Ok(()) => info!(workload = name, slot, why, "detached"),
             Err(error) => error!(workload = name, slot, %error, "it could not be detached"),
-        }
-    }
-
-    /// Cgroups of former sidecars of the pod: their ids may be anybody's one day.
-    fn forget_gone_proxies(&mut self, id: u64) {
-        let Some(pod) = self.pods.get(&id) else {
-            return;
-        };
-        let known = self.node.proxies_of(&pod.attached);
-        let current = pod.sidecar.as_ref().map(|sidecar| sidecar.cgroup_id);
-        let there: BTreeSet<u64> = pod
-            .cgroup
-            .children()
-            .iter()
-            .filter_map(|c| c.id().ok())
-            .collect();
-        for old in known {
-            if Some(old) != current
-                && !there.contains(&old)
-                && let Err(error) = self.node.forget_proxy(&pod.attached, old)
-            {
-                warn!(%error, "a former sidecar's cgroup stays known");
-            }
         }
     }
 }
@@ -683,20 +472,4 @@ fn check_listener(listener: &OwnedFd, caller: &Caller) -> Result<(), EnrolError>
         Ok(id) if id == caller.namespace => Ok(()),
         _ => Err(EnrolError::ForeignListener),
     }
-}
-
-/// Whether anything but the sidecar and what keeps pods together runs in the pod.
-fn has_company(pod: &Cgroup, sidecar: &Cgroup) -> bool {
-    let is_company = |pid: &u32| {
-        // Of the sandbox: they live as long as the pod, and are no application.
-        const KEEPERS: [&str; 4] = ["pause", "catatonit", "podman-pause", "conmon"];
-        let name = fs::read_to_string(format!("/proc/{pid}/comm"));
-        name.is_ok_and(|name| !KEEPERS.contains(&name.trim_end()))
-    };
-    let own = pod.processes().unwrap_or_default();
-    let others = pod.children().into_iter().filter(|child| child != sidecar);
-    own.iter().any(is_company)
-        || others
-            .filter(Cgroup::populated)
-            .any(|child| child.all_processes().iter().any(is_company))
 }

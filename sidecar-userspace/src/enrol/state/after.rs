@@ -1,0 +1,92 @@
+//! Pods that change by themselves: they end, lose their sidecar for good, or are left by all but it.
+
+use std::{collections::BTreeSet, fs, time::Duration};
+
+use tracing::warn;
+
+use super::{State, say};
+use crate::{enrol::message::Reply, model::FailRule, sys::cgroup::Cgroup};
+
+/// How long after the agent's own start a sidecar may take to come back before its pod counts as without one.
+const COME_BACK: Duration = Duration::from_secs(15);
+
+impl State {
+    /// Looks after pods that have changed by themselves; to be called again and again.
+    pub fn look_after(&mut self, company: bool) {
+        let mut gone = Vec::new();
+        for (id, pod) in &mut self.pods {
+            // The path may be another cgroup's by now.
+            if pod.cgroup.id().ok() != Some(*id) {
+                gone.push((*id, "its cgroup is gone"));
+                continue;
+            }
+            match &pod.sidecar {
+                Some(sidecar) if company => {
+                    let present = has_company(&pod.cgroup, &sidecar.cgroup);
+                    if pod.company != Some(present) && say(&sidecar.to, Reply::Company { present })
+                    {
+                        pod.company = Some(present);
+                    }
+                }
+                Some(_) => {}
+                None if !pod.cgroup.populated() => gone.push((*id, "nobody is left in it")),
+                None => {
+                    let waited = pod
+                        .alone_since
+                        .is_none_or(|since| since.elapsed() > COME_BACK);
+                    if waited && pod.steering.fail_rule == FailRule::Open {
+                        gone.push((*id, "no sidecar came back"));
+                    }
+                }
+            }
+            if !pod.steering.exclude_cgroups.is_empty() {
+                let patterns = &pod.steering.exclude_cgroups;
+                if let Err(error) = self.node.exclude(&pod.attached, &pod.cgroup, patterns) {
+                    warn!(workload = pod.steering.name, %error, "cgroups cannot be excluded");
+                }
+            }
+        }
+        for (id, why) in gone {
+            self.remove(id, why);
+        }
+    }
+
+    /// Cgroups of former sidecars of the pod: their ids may be anybody's one day.
+    pub(super) fn forget_gone_proxies(&mut self, id: u64) {
+        let Some(pod) = self.pods.get(&id) else {
+            return;
+        };
+        let known = self.node.proxies_of(&pod.attached);
+        let current = pod.sidecar.as_ref().map(|sidecar| sidecar.cgroup_id);
+        let there: BTreeSet<u64> = pod
+            .cgroup
+            .children()
+            .iter()
+            .filter_map(|c| c.id().ok())
+            .collect();
+        for old in known {
+            if Some(old) != current
+                && !there.contains(&old)
+                && let Err(error) = self.node.forget_proxy(&pod.attached, old)
+            {
+                warn!(%error, "a former sidecar's cgroup stays known");
+            }
+        }
+    }
+}
+
+/// Whether anything but the sidecar and what keeps pods together runs in the pod.
+fn has_company(pod: &Cgroup, sidecar: &Cgroup) -> bool {
+    let is_company = |pid: &u32| {
+        // Of the sandbox: they live as long as the pod, and are no application.
+        const KEEPERS: [&str; 4] = ["pause", "catatonit", "podman-pause", "conmon"];
+        let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+        name.is_ok_and(|name| !KEEPERS.contains(&name.trim_end()))
+    };
+    let own = pod.processes().unwrap_or_default();
+    let others = pod.children().into_iter().filter(|child| child != sidecar);
+    own.iter().any(is_company)
+        || others
+            .filter(Cgroup::populated)
+            .any(|child| child.all_processes().iter().any(is_company))
+}

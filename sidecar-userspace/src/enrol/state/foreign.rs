@@ -1,0 +1,96 @@
+//! Pods whose proxies do not enrol themselves: looked for, and looked after.
+
+use std::{os::fd::AsFd, rc::Rc};
+
+use tracing::warn;
+
+use super::{EnrolError, Newcomer, Sidecar, State, channel};
+use crate::{
+    enrol::{
+        caller::{CallerError, is_alive},
+        foreign::ForeignError,
+    },
+    kernel::workload::Listening,
+};
+
+impl State {
+    /// Looks for proxies that do not enrol themselves, and whether those that were found still run.
+    pub fn look_for_foreign(&mut self) {
+        for number in 0..self.foreign.len() {
+            if let Err(error) = self.look_for(number)
+                && let Some((foreign, said)) = self.foreign.get_mut(number)
+                && said.replace(error.to_string()) != Some(error.to_string())
+            {
+                warn!(workload = foreign.steering.name, %error, "no proxy to steer to");
+            }
+        }
+    }
+
+    fn look_for(&mut self, number: usize) -> Result<(), EnrolError> {
+        let Some((foreign, _)) = self.foreign.get(number) else {
+            return Ok(());
+        };
+        let foreign = foreign.clone();
+        // Never that of a connection, which count from below.
+        let id = u64::MAX - number as u64;
+        let cgroup = foreign.cgroup().map_err(ForeignError::from)?;
+        let pod_id = cgroup.id().map_err(ForeignError::from)?;
+        let sidecar = self.pods.get(&pod_id).and_then(|pod| pod.sidecar.as_ref());
+        match sidecar {
+            // One that enrolled itself is preferred.
+            Some(sidecar) if sidecar.id != id => return Ok(()),
+            Some(sidecar)
+                if sidecar
+                    .process
+                    .as_ref()
+                    .is_some_and(|p| is_alive(p.as_fd())) =>
+            {
+                return Ok(());
+            }
+            Some(_) => self.hung_up(id, pod_id),
+            None => {}
+        }
+        let found = foreign.look()?;
+        if self
+            .host
+            .is_host(found.namespace.id().map_err(ForeignError::Namespace)?)
+        {
+            return Err(CallerError::HostNetwork.into());
+        }
+        if !self.pods.contains_key(&pod_id) {
+            self.check_overlap(&found.cgroup)?;
+        }
+        let listeners: Vec<_> = found.sockets.iter().map(AsFd::as_fd).collect();
+        let Some(inbound) = listeners.first() else {
+            return Ok(());
+        };
+        let sidecar = Sidecar {
+            id,
+            pid: found.pid,
+            uid: 0,
+            cgroup_id: found.proxy.id().map_err(ForeignError::from)?,
+            cgroup: found.proxy,
+            release: "foreign".to_owned(),
+            to: channel().0,
+            process: Some(found.process),
+        };
+        self.install(
+            Newcomer {
+                cgroup: &found.cgroup,
+                id: pod_id,
+                namespace: &found.namespace,
+                steering: Rc::new(foreign.steering),
+                outbound_port: foreign.outbound_port,
+                listeners: Listening {
+                    inbound: *inbound,
+                    unmarked: &listeners,
+                },
+            },
+            sidecar,
+        )?;
+        if let Some((_, said)) = self.foreign.get_mut(number) {
+            *said = None;
+        }
+        Ok(())
+    }
+}
