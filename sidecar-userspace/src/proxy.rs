@@ -20,6 +20,7 @@ use crate::{
         listen::{AdminListeners, Listeners, WorkerListeners},
         origin::{KernelOrigin, OriginSource, OwnPorts},
         resolve::Resolver,
+        tunnel,
     },
     http::Pool,
     jwt,
@@ -306,6 +307,7 @@ impl Seed {
                 buffers: Buffers::default(),
                 learned: Learned::default(),
                 http: Pool::default(),
+                tunnels: tunnel::Pool::default(),
                 mesh,
                 origins: Origins::default(),
             });

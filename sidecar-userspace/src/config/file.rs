@@ -259,6 +259,10 @@ pub struct ServiceTls {
     pub mode: Setting<TlsMode>,
     /// Required for `mesh`: the SPIFFE ids that the endpoints may have.
     pub subject_alt_names: Option<Vec<Setting<SpiffeId>>>,
+    /// For `mesh`: whether connections to ports of the protocol `tcp` share kept connections to the endpoints' sidecars
+    /// (HTTP/2 CONNECT), so that a new one needs no handshake; `true` unless said otherwise. Sidecars that know no tunnels
+    /// get a connection each all the same.
+    pub tunnel: Option<Setting<bool>>,
     /// For `simple` and `mutual`: the server's name, said to it and expected in its certificate. Absent: the service's
     /// first host, else the address.
     pub sni: Option<Setting<Host>>,

@@ -75,7 +75,8 @@ fn every_setting_reaches_the_model() {
     );
     let tls = snapshot.service_named("orders").unwrap().tls.as_deref();
     let identities = vec!["spiffe://td/ns/prod/sa/orders".parse().unwrap()];
-    assert_eq!(tls, Some(&ServiceTls::Mesh { identities }));
+    let tunnel = false;
+    assert_eq!(tls, Some(&ServiceTls::Mesh { identities, tunnel }));
     assert!(snapshot.inbound.exclude_ports.contains(&9100));
     assert!(!snapshot.redirect.enabled);
     assert_eq!(snapshot.redirect.credit_bytes, 64 * 1024);

@@ -13,6 +13,7 @@ use super::{
     ConnectionContext, Direction, Reason, Transport,
     balance::{self, Load},
     route::Target,
+    tunnel,
 };
 use crate::{
     model::Protocol,
@@ -31,7 +32,7 @@ pub struct Upstream {
 }
 
 /// Why no connection came about.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ConnectError {
     pub reason: Reason,
     /// The address that failed last.
@@ -56,6 +57,7 @@ pub async fn connect(
     let carried = match target.protocol {
         Protocol::Http => Carried::Http1,
         Protocol::Http2 => Carried::Http2,
+        Protocol::Tcp if target.tls().is_some_and(|tls| tls.has_tunnels()) => Carried::Tunnel,
         Protocol::Auto | Protocol::Tcp => Carried::Bytes,
     };
     let attempts = async {
@@ -122,8 +124,22 @@ pub struct Opened {
     pub tls: Option<Arc<Secured>>,
 }
 
-/// One attempt at one address: dial and, where it is encrypted, shake hands, both within `timeout`.
+/// One attempt at one address, within `timeout`: a connection of its own or, for [`Carried::Tunnel`], a share in one.
 pub async fn open(
+    context: &ConnectionContext,
+    target: &Target,
+    address: SocketAddr,
+    carried: Carried,
+    timeout: Duration,
+) -> Result<Opened, ConnectError> {
+    match carried {
+        Carried::Tunnel => tunnel::open(context, target, address, timeout).await,
+        carried => alone(context, target, address, carried, timeout).await,
+    }
+}
+
+/// Dials and, where it is encrypted, shakes hands, both within `timeout`.
+pub(super) async fn alone(
     context: &ConnectionContext,
     target: &Target,
     address: SocketAddr,

@@ -17,6 +17,7 @@ mod room;
 pub mod route;
 pub mod stream;
 pub mod transport;
+pub mod tunnel;
 mod worker;
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
@@ -39,7 +40,7 @@ use crate::{
     identity::SpiffeId,
     lifecycle::drain::{DrainSignal, Guard},
     model::{Protocol, Snapshot},
-    tls::{self, Secured},
+    tls::{self, Carried, Secured},
 };
 
 /// Which way a connection goes, seen from the workload.
@@ -80,10 +81,8 @@ pub async fn serve(accepted: Accepted, worker: Rc<Worker>) {
     let mut record = worker
         .recorder
         .connection(accepted.direction, accepted.peer);
-    match steps(accepted, &worker, &mut record).await {
-        Ok(ended) => record.ended(ended),
-        Err(failure) => record.failed(failure),
-    }
+    let result = steps(accepted, &worker, &mut record).await;
+    record.conclude(result);
 }
 
 /// The steps between accept and record. An error resets the client.
@@ -99,8 +98,21 @@ async fn steps(
         place: _place,
         ..
     } = accepted;
-    let mut client = tls::accept::accept(client, &mut context).await?;
+    let client = tls::accept::accept(client, &mut context).await?;
     record.client_tls = context.tls.clone();
+    if let Some(Carried::Tunnel) = context.tls.as_ref().and_then(|tls| tls.carried) {
+        return Box::pin(tunnel::serve(client, context, record)).await;
+    }
+    carry(client, context, record).await
+}
+
+/// The steps from authorise on, of a connection whose client and destination are known: accepted here, or a stream of a
+/// tunnel.
+async fn carry(
+    mut client: Unserved,
+    context: ConnectionContext,
+    record: &mut ConnectionRecord,
+) -> Result<Ended, ConnectError> {
     authorise::authorise(&context, record)?;
     let Some(target) = route::route(&context) else {
         // The explicit proxy: its requests name where they go.
@@ -145,7 +157,7 @@ async fn steps(
         .serve(prefix)
         .map_err(|error| ConnectError::client(&error))?;
     let settings = relay::Settings::of(&context.snapshot);
-    Ok(relay::relay(client, upstream.stream, &worker.buffers, settings).await)
+    Ok(relay::relay(client, upstream.stream, &context.worker.buffers, settings).await)
 }
 
 /// Route, balance, connect, relay and record, each request for itself.

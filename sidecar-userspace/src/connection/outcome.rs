@@ -90,6 +90,7 @@ reasons! {
     PolicyDenied = "policy_denied", "UAEX", "an authorization policy refuses it";
     PathRefused = "path_refused", "DPE", "the path or host has a spelling that applications read in different ways";
     TokenRefused = "token_refused", "UAEX", "the request's token is not valid";
+    TunnelRefused = "tunnel_refused", "UAEX", "another sidecar asked for a destination that is not the one its tunnel leads to";
     // route
     NoRoute = "no_route", "NR", "no route and no service matches the request";
     // balance

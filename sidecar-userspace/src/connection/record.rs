@@ -221,8 +221,8 @@ pub struct ConnectionRecord {
     pub peer: SocketAddr,
     /// The original destination; `None` for the explicit proxy.
     pub destination: Option<SocketAddr>,
-    /// `tcp` or `http`, once it is known. A log line is written for `tcp`; `http` is logged by request, and
-    /// by connection only where a connection failed.
+    /// `tcp`, `http` or `tunnel`, once it is known. A log line is written for `tcp`; `http` is logged by request, a tunnel by
+    /// the connections in it, and both as connections only where they failed.
     pub protocol: &'static str,
     pub service: Option<Arc<str>>,
     /// The endpoint that was dialled.
@@ -248,6 +248,14 @@ impl ConnectionRecord {
     /// The first outcome stays: what failed first is the cause, what follows are consequences.
     pub fn end(&mut self, outcome: impl Into<Outcome>) {
         self.outcome.get_or_insert(outcome.into());
+    }
+
+    /// What came of the steps.
+    pub fn conclude(&mut self, result: Result<Ended, ConnectError>) {
+        match result {
+            Ok(ended) => self.ended(ended),
+            Err(failure) => self.failed(failure),
+        }
     }
 
     /// Takes over what a relay says of the connection.
@@ -284,7 +292,7 @@ impl Drop for ConnectionRecord {
         handles.client_bytes.inc_by(self.client_bytes);
         handles.upstream_bytes.inc_by(self.upstream_bytes);
         inner.policies(self.direction, self.denied_by.as_ref(), &self.audited_by);
-        // Requests speak for an HTTP connection that went well.
+        // What they carried speaks for the others that went well.
         if self.protocol == "tcp" || self.outcome() != Outcome::Success {
             inner.log.connection(self);
         }

@@ -1,4 +1,4 @@
-//! What carries a connection's bytes: a socket, or TLS over one.
+//! What carries a connection's bytes: a socket, TLS over one, or a stream of a tunnel.
 
 use std::{
     io,
@@ -12,7 +12,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{Stream, stream};
+use super::{Stream, stream, tunnel::TunnelStream};
 use crate::tls::stream::TlsStream;
 
 /// The client's or the destination's stream. The end of what is read is the peer's word; a connection that broke off
@@ -21,13 +21,29 @@ use crate::tls::stream::TlsStream;
 pub enum Transport {
     Tcp(Stream),
     Tls(Box<TlsStream>),
+    Tunnel(Box<TunnelStream>),
 }
 
 impl Transport {
-    pub fn tcp(&self) -> &TcpStream {
+    /// The socket, where the connection has one of its own.
+    pub fn tcp(&self) -> Option<&TcpStream> {
         match self {
-            Self::Tcp(stream) => stream.tcp(),
-            Self::Tls(stream) => stream.tcp(),
+            Self::Tcp(stream) => Some(stream.tcp()),
+            Self::Tls(stream) => Some(stream.tcp()),
+            Self::Tunnel(_) => None,
+        }
+    }
+
+    /// A failure that reading and writing have not met, as there is nothing to read or write.
+    pub fn take_error(&self) -> Option<io::Error> {
+        self.tcp()?.take_error().ok().flatten()
+    }
+
+    /// As [`Self::take_error`], where being woken by it costs nothing.
+    pub fn poll_broken(&mut self, cx: &mut Context<'_>) -> Option<io::Error> {
+        match self {
+            Self::Tcp(_) | Self::Tls(_) => None,
+            Self::Tunnel(stream) => stream.poll_broken(cx),
         }
     }
 
@@ -47,6 +63,10 @@ impl Transport {
                 stream.prepend(bytes);
                 Self::Tls(stream)
             }
+            Self::Tunnel(mut stream) => {
+                stream.prepend(bytes);
+                Self::Tunnel(stream)
+            }
         }
     }
 
@@ -55,6 +75,7 @@ impl Transport {
         match self {
             Self::Tcp(stream) => stream.reset(),
             Self::Tls(stream) => stream::reset(stream.into_tcp()),
+            Self::Tunnel(stream) => stream.reset(),
         }
     }
 
@@ -64,16 +85,26 @@ impl Transport {
             Self::Tcp(stream) => stream.tcp().peek(start).await,
             Self::Tls(stream) => {
                 std::future::poll_fn(|cx| {
-                    let ahead = ready!(stream.poll_peek(cx))?;
-                    let seen = ahead.len().min(start.len());
-                    let to = start.get_mut(..seen).unwrap_or_default();
-                    to.copy_from_slice(ahead.get(..seen).unwrap_or_default());
-                    Poll::Ready(Ok(seen))
+                    Poll::Ready(Ok(copy(ready!(stream.poll_peek(cx))?, start)))
+                })
+                .await
+            }
+            Self::Tunnel(stream) => {
+                std::future::poll_fn(|cx| {
+                    Poll::Ready(Ok(copy(ready!(stream.poll_chunk(cx))?, start)))
                 })
                 .await
             }
         }
     }
+}
+
+/// How many bytes of `from` fit into `to`, which has them then.
+fn copy(from: &[u8], to: &mut [u8]) -> usize {
+    let count = from.len().min(to.len());
+    let to = to.get_mut(..count).unwrap_or_default();
+    to.copy_from_slice(from.get(..count).unwrap_or_default());
+    count
 }
 
 /// A client that nobody serves yet: dropping it, by a refusal or because its task was dropped, resets it.
@@ -87,7 +118,9 @@ impl Unserved {
 
     pub fn tcp(&self) -> io::Result<&TcpStream> {
         let transport = self.0.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-        Ok(transport.tcp())
+        transport
+            .tcp()
+            .ok_or_else(|| io::ErrorKind::Unsupported.into())
     }
 
     pub fn transport(&mut self) -> io::Result<&mut Transport> {
@@ -132,6 +165,7 @@ impl AsyncRead for Transport {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tunnel(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -145,6 +179,7 @@ impl AsyncWrite for Transport {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tunnel(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -156,6 +191,7 @@ impl AsyncWrite for Transport {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tunnel(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -167,6 +203,7 @@ impl AsyncWrite for Transport {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tunnel(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -174,6 +211,7 @@ impl AsyncWrite for Transport {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -10,6 +10,7 @@ use super::{
     detect::Learned,
     origin::{OriginSource, OwnPorts},
     resolve::Resolver,
+    tunnel,
 };
 use crate::{
     config::watch::SnapshotHandle,
@@ -37,6 +38,8 @@ pub struct Worker {
     pub learned: Learned,
     /// Connections to endpoints that requests share.
     pub http: Pool,
+    /// Connections to other sidecars that connections of opaque bytes share.
+    pub tunnels: tunnel::Pool,
     /// The identity in force; `None`: none is configured.
     pub mesh: Option<Arc<MeshHandle>>,
     /// What connections to servers outside the mesh are encrypted with.
@@ -65,6 +68,7 @@ impl Worker {
             buffers: Buffers::default(),
             learned: Learned::default(),
             http: Pool::default(),
+            tunnels: tunnel::Pool::default(),
             mesh: None,
             origins: Origins::default(),
         }

@@ -59,9 +59,20 @@ pub enum Mtls {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ServiceTls {
     /// Mutual TLS between sidecars; the endpoint must be one of these.
-    Mesh { identities: Vec<SpiffeId> },
+    Mesh {
+        identities: Vec<SpiffeId>,
+        /// Connections of opaque bytes share tunnels.
+        tunnel: bool,
+    },
     /// TLS to servers outside the mesh, verified by name.
     Origin(Origin),
+}
+
+impl ServiceTls {
+    /// Whether connections of opaque bytes share tunnels.
+    pub fn has_tunnels(&self) -> bool {
+        matches!(self, Self::Mesh { tunnel: true, .. })
+    }
 }
 
 /// How a server outside the mesh is verified, and who calls it.

@@ -57,7 +57,10 @@ pub async fn accept(
             Ok(client)
         }
         Ok((client, Some(secured))) => {
-            context.recorder.secured("mutual_tls");
+            // The connections in a tunnel count each for itself.
+            if secured.carried != Some(Carried::Tunnel) {
+                context.recorder.secured("mutual_tls");
+            }
             context.recorder.handshake(Direction::Inbound, Ok(&secured));
             context.peer_identity = secured.peer.clone();
             context.tls = Some(Arc::new(secured));

@@ -70,7 +70,7 @@ async fn shake_hands(
         detail: Some(detail),
     };
     let config = match peer.tls {
-        ServiceTls::Mesh { identities } => {
+        ServiceTls::Mesh { identities, .. } => {
             let mesh = context.worker.mesh.as_ref().and_then(|mesh| mesh.load());
             let mesh = mesh.ok_or(ConnectError {
                 address,

@@ -73,7 +73,13 @@ impl Mesh {
             .with_cert_resolver(own.clone());
         // Clients that are no sidecars speak what the application does; one that offers nothing may come, too.
         let alpn = |plain: &[&[u8]]| {
-            let mesh = [Carried::Http2, Carried::Http1, Carried::Bytes].map(Carried::alpn);
+            let mesh = [
+                Carried::Tunnel,
+                Carried::Http2,
+                Carried::Http1,
+                Carried::Bytes,
+            ];
+            let mesh = mesh.map(Carried::alpn);
             mesh.iter().chain(plain).map(|alpn| alpn.to_vec()).collect()
         };
         server.alpn_protocols = alpn(&[b"http/1.1"]);
@@ -112,7 +118,7 @@ impl Mesh {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_client_cert_resolver(self.own.clone());
-        client.alpn_protocols = vec![carried.alpn().to_vec()];
+        client.alpn_protocols = carried.offers();
         client.resumption = Resumption::in_memory_sessions(SESSIONS);
         let client = Arc::new(client);
         if clients.len() >= MAX_CLIENTS {
@@ -162,6 +168,11 @@ impl MeshHandle {
     /// the other to use.
     pub fn owner(&self) -> u64 {
         self.owners.load(Ordering::Relaxed)
+    }
+
+    /// Which of the states is in force; see [`Self::subscribe`].
+    pub fn state(&self) -> u64 {
+        *self.changes.borrow()
     }
 
     /// Counts the states; 0: there was none yet.

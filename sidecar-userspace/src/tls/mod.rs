@@ -51,10 +51,12 @@ pub enum Carried {
     Bytes,
     Http1,
     Http2,
+    /// Many connections of any bytes.
+    Tunnel,
 }
 
 impl Carried {
-    const ALL: [Self; 3] = [Self::Bytes, Self::Http1, Self::Http2];
+    const ALL: [Self; 4] = [Self::Bytes, Self::Http1, Self::Http2, Self::Tunnel];
 
     /// The ALPN protocol that marks traffic between sidecars.
     pub fn alpn(self) -> &'static [u8] {
@@ -62,7 +64,18 @@ impl Carried {
             Self::Bytes => b"sidecar",
             Self::Http1 => b"sidecar-http/1.1",
             Self::Http2 => b"sidecar-h2",
+            Self::Tunnel => b"sidecar-tunnel",
         }
+    }
+
+    /// What a client offers, best first.
+    pub fn offers(self) -> Vec<Vec<u8>> {
+        let all: &[Self] = match self {
+            // A sidecar that knows no tunnels takes the connection for one.
+            Self::Tunnel => &[Self::Tunnel, Self::Bytes],
+            _ => &[self],
+        };
+        all.iter().map(|carried| carried.alpn().to_vec()).collect()
     }
 
     pub fn of_alpn(alpn: &[u8]) -> Option<Self> {

@@ -115,7 +115,7 @@ fn read(origin: &Origin, carried: Carried) -> Result<ClientConfig, OriginError> 
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = match carried {
-        Carried::Bytes => Vec::new(),
+        Carried::Bytes | Carried::Tunnel => Vec::new(),
         Carried::Http1 => vec![b"http/1.1".to_vec()],
         Carried::Http2 => vec![b"h2".to_vec()],
     };

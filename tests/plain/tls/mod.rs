@@ -10,4 +10,6 @@ mod reload;
 mod rotation;
 mod strangers;
 mod testssl;
+mod tunnel;
+mod tunnel_peers;
 mod workload_api;

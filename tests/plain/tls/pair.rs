@@ -35,6 +35,24 @@ impl Pair {
         expected: &str,
         change: impl Fn(&mut Snapshot),
     ) -> Self {
+        Self::of(authority, application, change, |at| service(at, expected))
+    }
+
+    /// The protocol is known to be opaque bytes: connections share tunnels.
+    pub fn opaque(
+        authority: &Authority,
+        application: SocketAddr,
+        change: impl Fn(&mut Snapshot),
+    ) -> Self {
+        Self::of(authority, application, change, opaque)
+    }
+
+    fn of(
+        authority: &Authority,
+        application: SocketAddr,
+        change: impl Fn(&mut Snapshot),
+        service: impl FnOnce(SocketAddr) -> Service,
+    ) -> Self {
         let (client_mesh, server_mesh) = (authority.mesh(CLIENT), authority.mesh(SERVER));
         let mut inbound = snapshot();
         inbound.inbound.mtls = Mtls::Strict;
@@ -43,8 +61,7 @@ impl Pair {
         let at = SocketAddr::from(([127, 0, 0, 1], server.handle.ports().inbound));
         let mut outbound = snapshot();
         change(&mut outbound);
-        let service = service(at, expected);
-        let outbound = outbound.with_services(vec![Arc::new(service)], vec![]);
+        let outbound = outbound.with_services(vec![Arc::new(service(at))], vec![]);
         let client = World::secured(outbound, at, client_mesh.clone());
         Self {
             client,
@@ -55,10 +72,20 @@ impl Pair {
     }
 }
 
+/// As [`service`], of opaque bytes.
+pub fn opaque(at: SocketAddr) -> Service {
+    let mut service = service(at, SERVER);
+    for port in &mut service.ports {
+        port.protocol = Protocol::Tcp;
+    }
+    service
+}
+
 /// `server`, with one endpoint and the protocol to be found out.
 pub fn service(at: SocketAddr, expected: &str) -> Service {
     let tls = ServiceTls::Mesh {
         identities: vec![expected.parse().unwrap()],
+        tunnel: true,
     };
     Service {
         name: "server".into(),

@@ -159,12 +159,14 @@ pub(super) fn service(
         roots: file.ca_certificates.and_then(|roots| report.value(roots)),
         client: None,
     };
+    let tunnel = file.tunnel.and_then(|tunnel| report.value(tunnel));
     let certificate = file.client_certificate.and_then(|path| report.value(path));
     let key = file.private_key.and_then(|path| report.value(path));
     let has_client = certificate.is_some() || key.is_some();
     let mesh = matches!(mode, file::TlsMode::Mesh | file::TlsMode::Disable);
     if mode == file::TlsMode::Mesh && (has_client || origin != Origin::default()) {
-        let expected = "subjectAltNames alone, as the mesh has its own certificates and roots";
+        let expected =
+            "subjectAltNames and tunnel alone, as the mesh has its own certificates and roots";
         report.expected(mark, expected, "settings of simple and mutual");
     }
     if !mesh && !identities.is_empty() {
@@ -172,6 +174,13 @@ pub(super) fn service(
             mark,
             "sni, as servers outside the mesh are known by name",
             "subjectAltNames",
+        );
+    }
+    if !mesh && tunnel.is_some() {
+        report.expected(
+            mark,
+            "the mode mesh, as tunnels lead to other sidecars",
+            "tunnel",
         );
     }
     match mode {
@@ -195,7 +204,8 @@ pub(super) fn service(
                 let expected = "subjectAltNames, the identities that the endpoints may have";
                 report.expected(mark, expected, "none");
             }
-            Some(Arc::new(ServiceTls::Mesh { identities }))
+            let tunnel = tunnel.unwrap_or(true);
+            Some(Arc::new(ServiceTls::Mesh { identities, tunnel }))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The relay where at least one side is TLS. The same rules as between sockets: a direction that cannot write does
+//! The relay where at least one side is TLS or a stream of a tunnel. The same rules as between sockets: a direction that cannot write does
 //! not read, an end is carried over by close_notify, and a stream that breaks off without one resets the other side.
 
 use std::{
@@ -11,12 +11,11 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-use super::{
-    End, Failure, Patience, Settings, Turn, client_failed, failed_unseen, upstream_failed,
-};
+use super::{End, Failure, Patience, Settings, Turn, client_failed, upstream_failed};
 use crate::connection::{
     Ended, Outcome, Reason, Transport,
     buffers::{Buffers, Pending},
+    tunnel::TunnelStream,
 };
 
 /// As [`super::relay`].
@@ -108,9 +107,19 @@ impl Pair {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
+        if let Some(error) = client.poll_broken(cx) {
+            return Poll::Ready(client_failed(&error));
+        }
+        if let Some(error) = upstream.poll_broken(cx) {
+            return Poll::Ready(upstream_failed(&error));
+        }
         while timer.as_mut().poll(cx).is_ready() {
-            if let Some(end) = failed_unseen(client.tcp(), upstream.tcp()) {
-                return Poll::Ready(end);
+            // As `failed_unseen`.
+            if let Some(error) = client.take_error() {
+                return Poll::Ready(client_failed(&error));
+            }
+            if let Some(error) = upstream.take_error() {
+                return Poll::Ready(upstream_failed(&error));
             }
             patience.watch(upstream.tcp(), settings);
             if patience.ends() {
@@ -172,7 +181,7 @@ impl Flow {
         Poll::Pending
     }
 
-    /// One read and one write of what it gave. `Pending`: there is nothing to read.
+    /// One read and one write of what it gave. `Pending`: there is nothing to read, or what was read stays where it is.
     fn poll_move(
         &mut self,
         cx: &mut Context<'_>,
@@ -182,6 +191,9 @@ impl Flow {
         settings: Settings<'_>,
         turn: &mut Turn,
     ) -> Poll<Result<(), Failure>> {
+        if let Transport::Tunnel(from) = from {
+            return self.poll_pass(cx, from, to, turn);
+        }
         let limit = settings.read_bytes(self.moved_bytes);
         let mut buffer = pool.take(settings.buffer_bytes);
         let mut space = ReadBuf::new(buffer.get_mut(..limit).unwrap_or_default());
@@ -215,6 +227,33 @@ impl Flow {
             Err(error) => {
                 pool.give(buffer);
                 Poll::Ready(Err(Failure::Receiver(error)))
+            }
+        }
+    }
+
+    /// As [`Self::poll_move`], without a buffer in between: a tunnel's frames are written as they came.
+    fn poll_pass(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut TunnelStream,
+        to: &mut Transport,
+        turn: &mut Turn,
+    ) -> Poll<Result<(), Failure>> {
+        let chunk = ready!(from.poll_chunk(cx)).map_err(Failure::Sender)?;
+        if chunk.is_empty() {
+            self.ended = true;
+            return Poll::Ready(Ok(()));
+        }
+        match Pin::new(to).poll_write(cx, chunk) {
+            Poll::Ready(Ok(written)) => {
+                from.consume(written);
+                self.count(written, turn);
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(Failure::Receiver(error))),
+            Poll::Pending => {
+                from.gather(cx);
+                Poll::Pending
             }
         }
     }
