@@ -47,7 +47,7 @@ pub(in crate::connection) async fn open(
         };
         let key = Key::new(context, target, address).ok_or_else(missing)?;
         match context.worker.tunnels.choose(&key) {
-            Choice::On(place) => match stream(place, context, address) {
+            Choice::On(place) => match stream(place, context) {
                 Some(opened) => return Ok(opened),
                 // It was closed meanwhile, and is known as such from now on.
                 None => continue,
@@ -78,6 +78,7 @@ async fn make(
     left: Duration,
 ) -> Result<Option<Opened>, ConnectError> {
     let address = making.key().address;
+    let authority = uri(&address.to_string()).ok_or(unspeakable(address))?;
     let result = tokio::time::timeout(left, async {
         let opened = connect::alone(context, target, address, Carried::Tunnel, left).await?;
         let (tls, secured) = match opened {
@@ -96,8 +97,8 @@ async fn make(
             closed,
         }) => {
             let idle_timeout = context.snapshot.timeouts.http_idle;
-            let place = making.made(sender, secured, closed, idle_timeout);
-            Ok(stream(place, context, address))
+            let place = making.made(sender, secured, authority, closed, idle_timeout);
+            Ok(stream(place, context))
         }
         Ok(Reached::Own(opened)) => {
             making.without();
@@ -197,10 +198,10 @@ async fn drive(
 }
 
 /// `None`: the tunnel takes no more streams.
-fn stream(place: Place, context: &ConnectionContext, address: SocketAddr) -> Option<Opened> {
+fn stream(place: Place, context: &ConnectionContext) -> Option<Opened> {
     let mut request = Request::new(());
     *request.method_mut() = Method::CONNECT;
-    *request.uri_mut() = uri(&address.to_string())?;
+    *request.uri_mut() = place.authority();
     *request.version_mut() = Version::HTTP_2;
     // Another one each time: not to be remembered by the header compression.
     let mut port = HeaderValue::from(context.peer.port());

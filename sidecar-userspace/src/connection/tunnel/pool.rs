@@ -14,6 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::client::SendRequest;
+use http::Uri;
 use tokio::sync::Notify;
 
 use super::{MAX_AGE, MAX_STREAMS};
@@ -71,7 +72,9 @@ struct Inner {
 #[derive(Debug)]
 pub(super) struct Tunnel {
     sender: SendRequest<Bytes>,
-    pub tls: Arc<Secured>,
+    tls: Arc<Secured>,
+    /// What its streams ask for.
+    authority: Uri,
     /// Set when no further stream can be opened.
     closed: Closed,
     /// Connections on it.
@@ -206,6 +209,10 @@ impl Place {
         &self.0.tls
     }
 
+    pub fn authority(&self) -> Uri {
+        self.0.authority.clone()
+    }
+
     /// No further stream goes there.
     pub fn close(&self) {
         self.0.closed.set();
@@ -253,12 +260,14 @@ impl Making {
         self,
         sender: SendRequest<Bytes>,
         tls: Arc<Secured>,
+        authority: Uri,
         closed: Closed,
         idle_timeout: Duration,
     ) -> Place {
         let tunnel = Arc::new(Tunnel {
             sender,
             tls,
+            authority,
             closed,
             streams: AtomicU32::new(0),
             made_at: Instant::now(),
