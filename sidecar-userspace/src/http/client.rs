@@ -263,7 +263,8 @@ async fn http1(
     let snapshot = &session.context.snapshot;
     let limits = &snapshot.limits;
     // Kept connections live long enough to see their peer vanish. It fails only on a socket that has failed.
-    let _ = liveness::watch(&SockRef::from(opened.stream.tcp()), &snapshot.timeouts);
+    let socket = opened.stream.tcp().map(SockRef::from);
+    let _ = socket.map(|socket| liveness::watch(&socket, &snapshot.timeouts));
     let mut builder = http1::Builder::new();
     builder
         .max_buf_size(buffer_bytes(limits.header_bytes, limits.buffer_bytes))
@@ -290,7 +291,8 @@ async fn http2_connection(
     opened: Opened,
 ) -> Result<Place, ConnectError> {
     let snapshot = &session.context.snapshot;
-    let _ = liveness::watch(&SockRef::from(opened.stream.tcp()), &snapshot.timeouts);
+    let socket = opened.stream.tcp().map(SockRef::from);
+    let _ = socket.map(|socket| liveness::watch(&socket, &snapshot.timeouts));
     let mut builder = http2::Builder::new(LocalExecutor);
     builder
         .timer(TokioTimer::new())

@@ -121,7 +121,9 @@ impl Pair {
             if let Some(error) = upstream.take_error() {
                 return Poll::Ready(upstream_failed(&error));
             }
-            patience.watch(upstream.tcp(), settings);
+            if let Some(upstream) = upstream.tcp() {
+                patience.watch(upstream, settings);
+            }
             if patience.ends() {
                 return Poll::Ready((Reason::IdleTimeout.into(), None));
             }

@@ -12,6 +12,7 @@ use std::{
 use bytes::Bytes;
 use h2::client::{self, SendRequest};
 use http::{HeaderValue, Method, Request, StatusCode, Uri, Version};
+use socket2::SockRef;
 
 use super::{
     CLIENT_PORT, MAX_FRAME_BYTES, MAX_HEAD_BYTES, MAX_RESET_STREAMS, SEND_BUFFER_BYTES,
@@ -24,6 +25,7 @@ use crate::{
     connection::{
         ConnectionContext, Reason, Transport,
         connect::{self, ConnectError, Opened},
+        liveness,
         route::Target,
     },
     model::Timeouts,
@@ -140,6 +142,8 @@ async fn tunnel(
         detail: Some(format!("the tunnel could not be set up: {error}")),
         ..Reason::ConnectFailed.into()
     };
+    // It lives long: a peer that vanishes must be noticed. This fails only on a socket that has failed.
+    let _ = liveness::watch(&SockRef::from(tls.tcp()), timeouts);
     let wire = Wire::new(tls);
     let mut builder = client::Builder::new();
     builder

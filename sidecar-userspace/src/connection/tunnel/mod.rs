@@ -32,7 +32,7 @@ const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// And all streams of a tunnel together: each its own window, so that none waits for another's reader.
 const TUNNEL_WINDOW_BYTES: u32 = MAX_STREAMS * STREAM_WINDOW_BYTES;
 /// What a stream may hold that is not on its way yet.
-const SEND_BUFFER_BYTES: usize = 128 * 1024;
+const SEND_BUFFER_BYTES: usize = 256 * 1024;
 /// As much as the relay reads at once.
 const MAX_FRAME_BYTES: u32 = 64 * 1024;
 /// A request has two short fields.
