@@ -111,6 +111,8 @@ fn upgraded_again_and_again_under_load() {
         let mut agent = Agent::start(world)?;
         let a = Pod::enrolled(&agent, "a", &Settings::default())?;
         let mut b = Pod::enrolled(&agent, "b", &Settings::default())?;
+        // Else the sidecar leaves when the load is over, as it is alone then.
+        let stays = a.serving("stays", &["echo", "--listen", &a.v4(7001).to_string()])?;
         let load = Load::start(&a, &b)?;
         for upgrade in 0..upgrades {
             agent.stop()?;
@@ -140,6 +142,7 @@ fn upgraded_again_and_again_under_load() {
         b.set_proxy(proxy);
         b.wait()?;
         ensure!(connects(&b, &to)?, "not reached after the change");
+        drop(stays);
         drop(a);
         wait::until_true("the old object to go", SOON, || Ok(versions()? == 1))
     });

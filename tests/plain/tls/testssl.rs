@@ -1,13 +1,17 @@
-//! testssl.sh, which tries what is known of weak TLS, against a port that takes nothing but mutual TLS. Debian's version
-//! cannot show a certificate; what it looks at comes before that.
+//! testssl.sh, which tries what is known of weak TLS, against a port that takes nothing but mutual TLS. Debian's version has
+//! no option for a client's certificate: the openssl that it is given shows one.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
 use serde::Deserialize;
 use sidecar_tests::world::programs::packaged;
 use sidecar_userspace::model::Mtls;
 
-use super::{authority::Authority, pair::SERVER};
+use super::{
+    authority::Authority,
+    pair::SERVER,
+    programs::{Papers, workload},
+};
 use crate::proxy::world::{World, echo, snapshot};
 
 /// What it may complain of, and why that is as it should be.
@@ -53,8 +57,20 @@ struct Finding {
     finding: String,
 }
 
+/// An openssl whose clients have a certificate.
+fn openssl(papers: &Papers) -> std::path::PathBuf {
+    let path = papers.path("openssl");
+    let options = papers.for_openssl().join(" ");
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = s_client ] && shift && exec /usr/bin/openssl s_client {options} \"$@\"\nexec /usr/bin/openssl \"$@\"\n"
+    );
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
 /// Everything that it finds.
-fn testssl(port: u16, directory: &Path) -> Vec<Finding> {
+fn testssl(port: u16, openssl: &Path, directory: &Path) -> Vec<Finding> {
     let report = directory.join("report.json");
     let program = packaged("testssl", "testssl.sh").unwrap();
     let mut command = Command::new("timeout");
@@ -62,8 +78,9 @@ fn testssl(port: u16, directory: &Path) -> Vec<Finding> {
         .arg("200")
         .arg(program)
         .args(["--quiet", "--warnings", "batch", "--color", "0"])
-        // Debian's own is newer than the one that it would look for; names are not looked up, 127.0.0.1 is all there is.
-        .args(["--openssl", "/usr/bin/openssl", "--nodns", "none"])
+        // Names are not looked up, 127.0.0.1 is all there is.
+        .args(["--nodns", "none", "--openssl"])
+        .arg(openssl)
         .args(["--connect-timeout", "5", "--openssl-timeout", "5"])
         .args(CHECKS)
         .arg("--jsonfile")
@@ -78,9 +95,12 @@ fn testssl(port: u16, directory: &Path) -> Vec<Finding> {
 fn testssl_finds_no_weakness_on_a_strict_port() {
     let mut snapshot = snapshot();
     snapshot.inbound.mtls = Mtls::Strict;
-    let world = World::secured(snapshot, echo(), Authority::new().mesh(SERVER));
+    let authority = Authority::new();
+    let world = World::secured(snapshot, echo(), authority.mesh(SERVER));
+    let papers = Papers::of(&authority.sign(&workload()));
     let directory = tempfile::tempdir().unwrap();
-    let findings = testssl(world.handle.ports().inbound, directory.path());
+    let port = world.handle.ports().inbound;
+    let findings = testssl(port, &openssl(&papers), directory.path());
     let of = |id: &str| {
         let found = findings.iter().find(|finding| finding.id == id);
         found.unwrap_or_else(|| panic!("testssl.sh did not look at {id}: {findings:#?}"))
