@@ -34,6 +34,9 @@ pub struct Order {
     pub count_system_calls: bool,
 }
 
+/// A proxy that was ready so long ago has started.
+const SETTLED: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// A run in which nothing is measured yet.
 pub fn begin(order: &Order, programs: &Programs) -> Result<Run> {
     Ok(Run {
@@ -101,6 +104,8 @@ fn pass(
 ) -> Result<()> {
     interrupt::check()?;
     let stage = Stage::start(pair, common)?;
+    // Idle is what it is when the start is over.
+    std::thread::sleep(SETTLED);
     run.memory.extend(footprint(&stage, None)?);
     for row in rows {
         interrupt::check()?;
