@@ -186,6 +186,7 @@ fn worker() -> Worker {
         learned: Default::default(),
         http: Default::default(),
         mesh: None,
+        tunnels: Default::default(),
         origins: Default::default(),
     }
 }
