@@ -91,7 +91,8 @@ async fn steps(
     worker: &Rc<Worker>,
     record: &mut ConnectionRecord,
 ) -> Result<Ended, ConnectError> {
-    let mut context = origin::origin(&accepted, worker)?;
+    // Boxed: the future keeps the place of what is moved out of it.
+    let mut context = Box::new(origin::origin(&accepted, worker)?);
     record.destination = context.original;
     let Accepted {
         client,
@@ -101,16 +102,16 @@ async fn steps(
     let client = tls::accept::accept(client, &mut context).await?;
     record.client_tls = context.tls.clone();
     if let Some(Carried::Tunnel) = context.tls.as_ref().and_then(|tls| tls.carried) {
-        return Box::pin(tunnel::serve(client, context, record)).await;
+        return Box::pin(tunnel::serve(client, *context, record)).await;
     }
-    carry(client, context, record).await
+    carry(client, Rc::from(context), record).await
 }
 
 /// The steps from authorise on, of a connection whose client and destination are known: accepted here, or a stream of a
-/// tunnel.
+/// tunnel. `context` is shared, as a future holds what is moved into it more than once.
 async fn carry(
     mut client: Unserved,
-    context: ConnectionContext,
+    context: Rc<ConnectionContext>,
     record: &mut ConnectionRecord,
 ) -> Result<Ended, ConnectError> {
     authorise::authorise(&context, record)?;
@@ -166,14 +167,14 @@ async fn http(
     prefix: Bytes,
     upstream: Option<Upstream>,
     target: Option<Target>,
-    context: ConnectionContext,
+    context: Rc<ConnectionContext>,
     record: &mut ConnectionRecord,
 ) -> Result<Ended, ConnectError> {
     record.protocol = "http";
     let client = client
         .serve(prefix)
         .map_err(|error| ConnectError::client(&error))?;
-    Ok(Box::pin(http::serve(client, upstream, target, Rc::new(context))).await)
+    Ok(Box::pin(http::serve(client, upstream, target, context)).await)
 }
 
 #[cfg(test)]

@@ -225,7 +225,7 @@ impl Tunnel {
         let client = Unserved::from(Transport::Tunnel(Box::new(stream)));
         tokio::task::spawn_local(async move {
             let _held = (open, place);
-            let result = connection::carry(client, context, &mut record).await;
+            let result = connection::carry(client, Rc::new(context), &mut record).await;
             record.conclude(result);
         });
         more
