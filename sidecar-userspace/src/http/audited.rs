@@ -44,6 +44,9 @@ pub(super) struct Audited {
     held: BytesMut,
     ready: usize,
     end: Option<End>,
+    /// After a read that came short the next one is put off; see [`super::wire::Later`].
+    http1: bool,
+    short: bool,
 }
 
 /// What follows the bytes that are ready.
@@ -81,6 +84,8 @@ impl Audited {
             held: BytesMut::new(),
             ready: 0,
             end: None,
+            http1: false,
+            short: false,
         }
     }
 
@@ -94,6 +99,7 @@ impl Audited {
                 return Ok(Some(Version::Http2));
             }
             if !same || self.end.is_some() {
+                self.http1 = true;
                 self.audit_held();
                 return Ok(Some(Version::Http1));
             }
@@ -127,8 +133,15 @@ impl Audited {
     }
 
     fn poll_direct(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if std::mem::take(&mut self.short) && self.http1 {
+            self.wire.put_off();
+        }
+        if self.wire.waits() {
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         ready!(self.stream()?.poll_read(cx, buf))?;
+        self.short = buf.remaining() > 0;
         let fresh = buf.filled().get(before..).unwrap_or_default();
         if fresh.is_empty() {
             self.end = Some(self.eof());

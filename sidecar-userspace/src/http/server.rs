@@ -123,6 +123,10 @@ async fn http1(client: Audited, session: &Rc<Session>) -> End {
             if session.wire.take_poke() {
                 continue;
             }
+            if session.wire.take_put_off() {
+                // What the requests have set going goes first.
+                cx.waker().wake_by_ref();
+            }
             match watch.poll(cx, &session.wire) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Alarm::Finish) => Pin::new(&mut connection).graceful_shutdown(),

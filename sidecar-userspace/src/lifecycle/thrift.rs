@@ -3,6 +3,8 @@
 
 use std::{convert::Infallible, time::Duration};
 
+use tracing::debug;
+
 use crate::sys::memory;
 
 /// By then the rest of the start is over, too.
@@ -17,6 +19,9 @@ pub async fn keep(connections: impl Fn() -> usize) -> Infallible {
     memory::trim();
     tokio::time::sleep(FIRST).await;
     memory::trim();
+    if let Err(error) = memory::forget_program() {
+        debug!(%error, "the pages of the program's start stay in memory");
+    }
     let mut most = 0;
     loop {
         tokio::time::sleep(LOOK).await;
