@@ -52,6 +52,8 @@ pub struct Direction {
     pub drained_bytes: u64,
     /// The receiver is a proxy that passes every byte on unchanged, to this receiver; all zero: it is not.
     pub next: FlowKey,
+    /// Socket cookie of the receiver that `next` meant when the proxy joined: a key may be used again.
+    pub next_receiver: u64,
     /// Bytes that went past the receiver, straight to the end of the chain of `next`.
     pub joined_bytes: u64,
     /// The receiver's sequence number where the direction begins.
@@ -75,7 +77,7 @@ impl Direction {
     pub const SETTLED: u32 = 8;
 }
 
-const _: () = assert!(size_of::<FlowKey>() == 48 && size_of::<Direction>() == 104);
+const _: () = assert!(size_of::<FlowKey>() == 48 && size_of::<Direction>() == 112);
 
 #[cfg(feature = "user")]
 mod user {

@@ -41,12 +41,13 @@ fn try_chain(
 ) -> Option<()> {
     let bytes = ctx.size() as u64;
     let mut receiver = first.next;
-    let hop = direction(&receiver)?;
+    let hop = next(first)?;
     let (between, last) = if hop.flags & Direction::TO_PROXY == 0 {
         (None, hop)
     } else {
         receiver = hop.next;
-        (Some(hop), direction(&receiver)?)
+        let last = next(hop)?;
+        (Some(hop), last)
     };
     check(socket, state, first, last, ctx.size())?;
     if FLOWS.redirect_msg(ctx, &mut receiver, BPF_F_INGRESS) != SK_PASS as i64 {
@@ -61,13 +62,14 @@ fn try_chain(
     Some(())
 }
 
-/// The hop that `receiver` receives; none is behind a proxy that has not joined.
+/// The hop behind `hop`; none is behind a proxy that has not joined, or whose other connection has gone.
 #[inline(always)]
-fn direction<'a>(receiver: &FlowKey) -> Option<&'a mut Direction> {
-    if receiver.local.port == 0 {
+fn next<'a>(hop: &Direction) -> Option<&'a mut Direction> {
+    if hop.next.local.port == 0 {
         return None;
     }
-    DIRECTIONS.get_ptr_mut(receiver).map(entry)
+    let next = DIRECTIONS.get_ptr_mut(&hop.next).map(entry)?;
+    (next.receiver == hop.next_receiver).then_some(next)
 }
 
 #[inline(always)]
@@ -124,9 +126,19 @@ pub fn join(state: &SocketState, other: &FlowKey) -> Option<()> {
     {
         return None;
     }
-    here.next = other.peer();
-    there.next = state.flow.peer();
+    let (onward, back) = (other.peer(), state.flow.peer());
+    let (onward_receiver, back_receiver) = (receiver(&onward)?, receiver(&back)?);
+    here.next = onward;
+    here.next_receiver = onward_receiver;
+    there.next = back;
+    there.next_receiver = back_receiver;
     Some(())
+}
+
+/// The socket that is the flow's receiver now.
+#[inline(always)]
+fn receiver(flow: &FlowKey) -> Option<u64> {
+    Some(DIRECTIONS.get_ptr_mut(flow).map(entry)?.receiver)
 }
 
 /// `setsockopt`: the proxy has written to `state`'s socket all that has arrived for it, `bytes` so far.
