@@ -112,6 +112,15 @@ pub struct Proxy {
     #[command(flatten)]
     pub config: Config,
 
+    /// An absent configuration file counts as an empty one.
+    #[arg(long, requires = "config")]
+    pub optional_config: bool,
+
+    /// What the pod puts over the configuration, in its shape: workload, identity, outbound.exclude, inbound.capture, ports and
+    /// exclude, failRule, listeners, lifecycle. `sidecar inject` writes it.
+    #[arg(long, env = "SIDECAR_SETTINGS", value_name = "YAML")]
+    pub settings: Option<String>,
+
     /// The node's agent, which steers connections to this proxy: its socket, such as /run/sidecar/agent.sock. Without
     /// it somebody else has to.
     #[arg(long, env = "SIDECAR_AGENT", value_name = "SOCKET", value_hint = ValueHint::FilePath)]

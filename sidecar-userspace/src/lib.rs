@@ -6,6 +6,7 @@
 //! - [`config`], the file, compiled to the model, and its replacement at run time
 //! - [`connection`], the eight steps of a connection, from accept to its record
 //! - [`enrol`], how a sidecar without privilege asks the node's agent to attach for it
+//! - [`fetch`], one request to somebody else's server
 //! - [`http`], the relay of HTTP messages
 //! - [`identity`], who a workload is: SPIFFE identities
 //! - [`jwt`], who the user behind a request is
@@ -25,6 +26,7 @@ pub mod command;
 pub mod config;
 pub mod connection;
 pub mod enrol;
+pub mod fetch;
 pub mod http;
 pub mod identity;
 pub mod jwt;

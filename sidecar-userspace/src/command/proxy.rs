@@ -1,7 +1,12 @@
 //! `proxy`: the proxy alone. Connections come to it by somebody else's steering (the node's agent, iptables REDIRECT) or
 //! because a client dials it; no privilege is needed.
 
-use std::{io, path::Path, process::ExitCode, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use anyhow::{Context, Result};
 use prometheus::IntGauge;
@@ -15,7 +20,7 @@ use tracing::info;
 use super::supervise::supervise;
 use crate::{
     cli::Proxy as Arguments,
-    config::SnapshotHandle,
+    config::{SnapshotHandle, Source},
     connection::listen::Listeners,
     enrol::proxy::{Client, Terms, take_over},
     lifecycle::{readiness::Readiness, signal::Signals},
@@ -25,7 +30,12 @@ use crate::{
 };
 
 pub fn run(args: Arguments) -> Result<ExitCode> {
-    let snapshot = super::load(args.config.config.as_deref())?;
+    let source = Source {
+        file: args.config.config,
+        optional: args.optional_config,
+        settings: args.settings,
+    };
+    let snapshot = source.load()?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -33,21 +43,26 @@ pub fn run(args: Arguments) -> Result<ExitCode> {
         let _context = runtime.enter();
         Signals::new().context("signal handlers")?
     };
-    let result = runtime.block_on(LocalSet::new().run_until(proxied(args, snapshot, signals)));
+    let result =
+        runtime.block_on(LocalSet::new().run_until(proxied(source, args.agent, snapshot, signals)));
     // A name look-up that hangs must not hold up the end.
     runtime.shutdown_background();
     result
 }
 
-async fn proxied(args: Arguments, snapshot: Snapshot, signals: Signals) -> Result<ExitCode> {
-    let agent = args.agent;
+async fn proxied(
+    source: Source,
+    agent: Option<PathBuf>,
+    snapshot: Snapshot,
+    signals: Signals,
+) -> Result<ExitCode> {
     let listeners = listeners(&snapshot, agent.as_deref()).await?;
     let handles = agent.as_ref().map(|_| listeners.handles()).transpose()?;
     let outbound_port = listeners.ports.outbound;
     let metrics = Arc::new(Metrics::new().context("metrics")?);
     let readiness = Readiness::default();
     let steering = watch::Sender::new(Steering::from(&snapshot));
-    let config = SnapshotHandle::new(snapshot, args.config.config);
+    let config = SnapshotHandle::new(snapshot, source);
     let identity = super::identity(&config, &metrics, &readiness)?;
     let mut client = None;
     if let (Some(socket), Some(handles)) = (agent, handles) {

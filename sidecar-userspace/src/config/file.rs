@@ -4,7 +4,7 @@
 //! Every key is optional unless its description says otherwise, and one that is left empty counts as absent.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{
     error::{ConfigError, Mark, nearest},
@@ -119,6 +119,9 @@ pub struct IdentityFiles {
     pub private_key: Setting<FilePath>,
     /// Required: the roots of the workload's trust domain; several while a root is being replaced.
     pub trust_bundle: Setting<FilePath>,
+    /// `false` takes a key that others may read: for a Secret of Kubernetes, whose files belong to root and are seen by
+    /// one container. Absent: true.
+    pub owner_only: Option<Setting<bool>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -610,7 +613,7 @@ pub struct AccessLog {
 
 /// Reads the shape of `text`: YAML, known keys, lists and mappings where they belong. The values may still be
 /// wrong.
-pub(super) fn parse(text: &str) -> Result<File, ConfigError> {
+pub(super) fn parse<T: DeserializeOwned + Default>(text: &str) -> Result<T, ConfigError> {
     let options = serde_saphyr::options! {
         // A file in the shape of this one is 13 levels deep; aliases and merges may repeat parts of it, not
         // multiply it.
@@ -623,7 +626,7 @@ pub(super) fn parse(text: &str) -> Result<File, ConfigError> {
         reject_tagged_field_names: true,
         with_snippet: false
     };
-    serde_saphyr::from_str_with_options::<Option<File>>(text, options)
+    serde_saphyr::from_str_with_options::<Option<T>>(text, options)
         .map(Option::unwrap_or_default)
         .map_err(|error| explain(text, &error))
 }

@@ -3,16 +3,19 @@
 //! # Layout
 //!
 //! - `file`, the keys, one definition each; `scalar`, `value` and `pattern`, how a single value is written
+//! - [`source`], where a configuration comes from; `over`, what a pod puts over its file
 //! - `validate`, what must hold between values, and the way into the model
 //! - [`schema`] and [`mod@reference`], the JSON Schema and the reference page, generated from `file`
 //! - [`watch`], the snapshot in force, and its replacement while the sidecar runs
 
 mod error;
 mod file;
+mod over;
 mod pattern;
 pub mod reference;
 mod scalar;
 pub mod schema;
+pub mod source;
 mod validate;
 mod value;
 pub mod watch;
@@ -25,6 +28,7 @@ use std::{
 };
 
 pub use error::{ConfigError, ConfigErrors};
+pub use source::Source;
 pub use watch::{FileWatcher, ReloadStatus, SnapshotHandle};
 
 use crate::model::Snapshot;
@@ -38,10 +42,7 @@ const FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 ///
 /// The file cannot be read, or every mistake in it.
 pub fn load(path: &Path) -> Result<Snapshot, ConfigErrors> {
-    match read(path) {
-        Ok(text) => parse(&path.display().to_string(), &text),
-        Err(error) => Err(ConfigErrors::unreadable(path, &error)),
-    }
+    Source::from(Some(path.to_owned())).load()
 }
 
 /// Compiles `text`, YAML, calling it `name` in errors. An empty text gives the built-in settings.

@@ -13,8 +13,8 @@ use super::{
     scalar::{Number, Scalar},
 };
 use crate::{
+    fetch::Place,
     identity::{SpiffeId, TrustDomain},
-    jwt::remote::Place,
     model::{
         self, AccessLogFormat, Cidr, FailRule, HostMatch, InboundCapture, Mtls, Protocol,
         UnknownDestination, cgroup::CgroupPattern,

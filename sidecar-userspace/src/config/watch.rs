@@ -4,7 +4,7 @@
 
 use std::{
     fmt,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::SystemTime,
 };
@@ -12,7 +12,7 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use super::{ConfigErrors, load};
+use super::{ConfigErrors, Source};
 use crate::model::Snapshot;
 
 mod files;
@@ -23,8 +23,8 @@ pub use files::FileWatcher;
 #[derive(Debug)]
 pub struct SnapshotHandle {
     current: ArcSwap<Snapshot>,
-    /// `None`: there is no file, and reloading changes nothing.
-    path: Option<PathBuf>,
+    /// Without a file reloading changes nothing.
+    source: Source,
     /// Held through a reload, so that one ends before the next begins.
     status: Mutex<ReloadStatus>,
     /// The generation in force, for those who must act on a change.
@@ -62,12 +62,12 @@ pub struct ReloadStatus {
 }
 
 impl SnapshotHandle {
-    /// `path`: the file that `snapshot` was compiled from and that reloads read.
-    pub fn new(snapshot: Snapshot, path: Option<PathBuf>) -> Arc<Self> {
+    /// `source`: what `snapshot` was compiled from and what reloads read.
+    pub fn new(snapshot: Snapshot, source: impl Into<Source>) -> Arc<Self> {
         let generation = snapshot.generation;
         Arc::new(Self {
             current: ArcSwap::from_pointee(snapshot),
-            path,
+            source: source.into(),
             status: Mutex::new(ReloadStatus {
                 generation,
                 successes: 0,
@@ -100,7 +100,7 @@ impl SnapshotHandle {
     }
 
     pub fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
+        self.source.file.as_deref()
     }
 
     /// Reads the file again and, if it is good, puts it in force for connections accepted from now on.
@@ -117,7 +117,7 @@ impl SnapshotHandle {
         let mut status = self.lock_status();
         let old = self.load();
         let follower = self.follower.get();
-        let new = load_again(path).and_then(|mut new| {
+        let new = self.load_again(path).and_then(|mut new| {
             keep_what_is_read_at_start(&old, &mut new);
             let prepared = follower.map_or(Ok(()), |follower| follower.prepare(&new));
             prepared.map_err(|why| ConfigErrors::impossible(path, why))?;
@@ -164,21 +164,21 @@ impl SnapshotHandle {
         Ok(new)
     }
 
+    /// What came through a pipe, as in `-c <(generate)`, is gone: reading it again would find an empty file, which is
+    /// a valid one.
+    fn load_again(&self, path: &Path) -> Result<Snapshot, ConfigErrors> {
+        match std::fs::metadata(path) {
+            Ok(metadata) if !metadata.is_file() => {
+                let error = std::io::Error::other("not a regular file, so it cannot be read again");
+                Err(ConfigErrors::unreadable(path, &error))
+            }
+            _ => self.source.load(),
+        }
+    }
+
     // Nobody panics while holding the lock, and counters stay usable if somebody did.
     fn lock_status(&self) -> std::sync::MutexGuard<'_, ReloadStatus> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What came through a pipe, as in `-c <(generate)`, is gone: reading it again would find an empty file, which is
-/// a valid one.
-fn load_again(path: &Path) -> Result<Snapshot, ConfigErrors> {
-    match std::fs::metadata(path) {
-        Ok(metadata) if !metadata.is_file() => {
-            let error = std::io::Error::other("not a regular file, so it cannot be read again");
-            Err(ConfigErrors::unreadable(path, &error))
-        }
-        _ => load(path),
     }
 }
 
@@ -196,8 +196,10 @@ fn keep_what_is_read_at_start(old: &Snapshot, new: &mut Snapshot) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
 
     use super::*;
+    use crate::config::load;
 
     fn handle(text: &str) -> (tempfile::TempDir, PathBuf, Arc<SnapshotHandle>) {
         let directory = tempfile::tempdir().unwrap();

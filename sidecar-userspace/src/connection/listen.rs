@@ -197,7 +197,14 @@ impl Listeners {
     }
 }
 
+/// `[::]` stands for every address of both families, also where the host has no IPv6.
 fn bind_plain(address: SocketAddr, purpose: &'static str) -> Result<TcpListener, ListenError> {
+    let any = Ipv6Addr::UNSPECIFIED.into();
+    let without_v6 = address.ip() == any && !Kind { ip: any, purpose }.is_supported();
+    let address = match without_v6 {
+        true => SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())),
+        false => address,
+    };
     // The standard library sets SO_REUSEADDR.
     let listener = TcpListener::bind(address).and_then(|listener| {
         listener.set_nonblocking(true)?;

@@ -12,7 +12,7 @@ use rustls::{
 use super::{
     SpiffeId, TrustDomain,
     certificate::{CertificateError, Facts},
-    pem::{self, PemError},
+    pem::{self, PemError, Readers},
 };
 
 /// What a source of identity provides. Immutable; a renewal makes a new one.
@@ -81,10 +81,14 @@ impl Svid {
         })
     }
 
-    pub fn of_files(certificate: &Path, private_key: &Path) -> Result<Self, MaterialError> {
+    pub fn of_files(
+        certificate: &Path,
+        private_key: &Path,
+        readers: Readers,
+    ) -> Result<Self, MaterialError> {
         Self::new(
             pem::certificates(certificate)?,
-            &*pem::private_key(private_key)?,
+            &*pem::private_key(private_key, readers)?,
         )
     }
 }

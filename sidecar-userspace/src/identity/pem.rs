@@ -30,9 +30,18 @@ pub enum PemError {
     },
 }
 
+/// Who may read the file of a private key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readers {
+    /// Else it is refused.
+    Owner,
+    /// Something else than its mode keeps it: a volume that one container has.
+    Any,
+}
+
 /// All certificates of the file, at least one, in its order.
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, PemError> {
-    let bytes = read(path, false)?;
+    let bytes = read(path, Readers::Any)?;
     let content = |why: String| PemError::Content {
         path: path.to_owned(),
         what: "certificate",
@@ -46,9 +55,12 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, PemErro
     Ok(all)
 }
 
-/// The private key of a file that only its owner may read.
-pub fn private_key(path: &Path) -> Result<Zeroizing<PrivateKeyDer<'static>>, PemError> {
-    let bytes = read(path, true)?;
+/// The private key of a file that nobody but `readers` may read.
+pub fn private_key(
+    path: &Path,
+    readers: Readers,
+) -> Result<Zeroizing<PrivateKeyDer<'static>>, PemError> {
+    let bytes = read(path, readers)?;
     // The error's words do not quote the file.
     let key = PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| PemError::Content {
         path: path.to_owned(),
@@ -60,7 +72,7 @@ pub fn private_key(path: &Path) -> Result<Zeroizing<PrivateKeyDer<'static>>, Pem
 
 /// The text of a private key's file, for those who want it as it is.
 pub fn private_text(path: &Path) -> Result<Zeroizing<String>, PemError> {
-    let bytes = read(path, true)?;
+    let bytes = read(path, Readers::Owner)?;
     let text = std::str::from_utf8(&bytes).map_err(|_| PemError::Content {
         path: path.to_owned(),
         what: "private key",
@@ -69,7 +81,7 @@ pub fn private_text(path: &Path) -> Result<Zeroizing<String>, PemError> {
     Ok(Zeroizing::new(text.to_owned()))
 }
 
-fn read(path: &Path, secret: bool) -> Result<Zeroizing<Vec<u8>>, PemError> {
+fn read(path: &Path, readers: Readers) -> Result<Zeroizing<Vec<u8>>, PemError> {
     let failed = |source| PemError::Read {
         path: path.to_owned(),
         source,
@@ -77,7 +89,7 @@ fn read(path: &Path, secret: bool) -> Result<Zeroizing<Vec<u8>>, PemError> {
     let file = File::open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     let mode = metadata.mode() & 0o7777;
-    if secret && mode & 0o077 != 0 {
+    if readers == Readers::Owner && mode & 0o077 != 0 {
         return Err(PemError::Exposed {
             path: path.to_owned(),
             mode,

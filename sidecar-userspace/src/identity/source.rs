@@ -176,6 +176,7 @@ fn watched(identity: &Identity) -> Vec<PathBuf> {
             certificate,
             private_key,
             trust_bundle,
+            ..
         } => vec![
             certificate.clone(),
             private_key.clone(),

@@ -17,7 +17,8 @@ use jsonwebtoken::{
 };
 use serde_json::Value;
 
-use super::remote::{KeyUrl, Place};
+use super::remote::KeyUrl;
+use crate::fetch::Place;
 
 /// What tokens may be signed with.
 pub const ALGORITHMS: [Algorithm; 3] = [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA];

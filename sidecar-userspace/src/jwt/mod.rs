@@ -4,10 +4,9 @@
 //!
 //! # Layout
 //!
-//! - [`keys`], the public keys of an issuer, and their file; [`remote`], their URL, which `fetch` asks
+//! - [`keys`], the public keys of an issuer, and their file; [`remote`], their URL
 //! - `token`, where requests carry tokens; `verify`, what makes one valid
 
-mod fetch;
 pub mod keys;
 pub mod remote;
 #[cfg(test)]

@@ -5,7 +5,6 @@
 
 use std::{
     convert::Infallible,
-    path::PathBuf,
     rc::Rc,
     sync::{
         Arc, Mutex, PoisonError, Weak,
@@ -15,18 +14,18 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use http::{HeaderValue, Uri, uri::PathAndQuery};
 use tokio::{
     sync::Notify,
     task,
     time::{Instant, sleep, timeout},
 };
 
-use super::{
-    fetch::{self, FetchError},
-    keys::{KeyError, KeySet},
+use super::keys::{KeyError, KeySet, SET_BYTES_MAX};
+use crate::{
+    fetch::{self, FetchError, Place},
+    telemetry::metrics::Metrics,
+    tls::origin::Origins,
 };
-use crate::{telemetry::metrics::Metrics, tls::origin::Origins};
 
 /// How often a set is fetched again; Envoy's default.
 const REFRESH: Duration = Duration::from_secs(300);
@@ -37,14 +36,6 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How often it is looked for places that nobody follows, beside when one is new.
 const LOOK: Duration = Duration::from_secs(10);
-
-/// Where a set is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    uri: Uri,
-    /// A file of roots; `None`: the system's public ones.
-    pub roots: Option<PathBuf>,
-}
 
 /// A set at a URL, shared by all configurations that name it, so that a reload keeps what is known.
 #[derive(Debug)]
@@ -60,52 +51,6 @@ pub struct KeyUrl {
 static ALL: Mutex<Vec<Weak<KeyUrl>>> = Mutex::new(Vec::new());
 /// There is a new one.
 static NEW: Notify = Notify::const_new();
-
-impl Place {
-    /// `None`: it is not an `http` or `https` URL with a host, or has a user in it, whose password logs would show.
-    pub fn parse(url: &str) -> Option<Self> {
-        let uri: Uri = url.parse().ok()?;
-        let known = matches!(uri.scheme_str(), Some("http" | "https"));
-        let authority = uri.authority()?.as_str();
-        let good = known && !authority.contains('@') && HeaderValue::from_str(authority).is_ok();
-        let named = uri.host().is_some_and(|host| !host.is_empty());
-        (good && named).then_some(Self { uri, roots: None })
-    }
-
-    pub fn is_https(&self) -> bool {
-        self.uri.scheme_str() == Some("https")
-    }
-
-    /// A name or an address, the latter without brackets.
-    pub(super) fn host(&self) -> &str {
-        let host = self.uri.host().unwrap_or_default();
-        host.trim_start_matches('[').trim_end_matches(']')
-    }
-
-    pub(super) fn port(&self) -> u16 {
-        let default = if self.is_https() { 443 } else { 80 };
-        self.uri.port_u16().unwrap_or(default)
-    }
-
-    /// In the form that a server wants.
-    pub(super) fn target(&self) -> Uri {
-        let target = self.uri.path_and_query().cloned();
-        Uri::from(target.unwrap_or_else(|| PathAndQuery::from_static("/")))
-    }
-
-    pub(super) fn host_field(&self) -> HeaderValue {
-        let authority = self.uri.authority().map_or("", |it| it.as_str());
-        // Tried when it was parsed.
-        HeaderValue::from_str(authority).unwrap_or_else(|_| HeaderValue::from_static(""))
-    }
-
-    /// For logs and metrics: a query may be a secret.
-    fn shown(&self) -> String {
-        let scheme = self.uri.scheme_str().unwrap_or_default();
-        let authority = self.uri.authority().map_or("", |it| it.as_str());
-        format!("{scheme}://{authority}{}", self.uri.path())
-    }
-}
 
 impl KeyUrl {
     /// The one at `place`, which may be known already.
@@ -223,7 +168,7 @@ impl Following {
     }
 
     async fn fetch(&self, place: &Place) -> Result<KeySet, BadSet> {
-        let text = fetch::fetch(place, &self.origins).await?;
+        let text = fetch::text(place, &self.origins, SET_BYTES_MAX).await?;
         // A large set takes a while, in which the admin endpoints are to answer.
         let parsed = task::spawn_blocking(move || KeySet::parse(&text)).await;
         Ok(parsed.map_err(|_| BadSet::Interrupted)??)
@@ -252,8 +197,8 @@ enum BadSet {
 impl BadSet {
     fn code(&self) -> &'static str {
         match self {
+            Self::Fetch(FetchError::NotText) | Self::Keys(_) => "not_a_key_set",
             Self::Fetch(error) => error.code(),
-            Self::Keys(_) => "not_a_key_set",
             Self::Interrupted => "interrupted",
         }
     }
@@ -262,21 +207,6 @@ impl BadSet {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn places() {
-        let place = Place::parse("https://[::1]:8443/keys?secret=1").unwrap();
-        assert_eq!((place.host(), place.port()), ("::1", 8443));
-        assert_eq!(place.target(), "/keys?secret=1");
-        assert_eq!(place.host_field(), "[::1]:8443");
-        assert_eq!(place.shown(), "https://[::1]:8443/keys");
-        let bare = Place::parse("http://issuer.example").unwrap();
-        assert_eq!((bare.port(), bare.is_https()), (80, false));
-        assert_eq!(bare.target(), "/");
-        for wrong in ["", "/keys", "issuer.example", "ftp://a/", "https://u:p@a/"] {
-            assert!(Place::parse(wrong).is_none(), "{wrong}");
-        }
-    }
 
     #[test]
     fn one_place_is_one_source() {

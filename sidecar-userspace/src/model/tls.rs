@@ -25,6 +25,8 @@ pub enum IdentitySource {
         private_key: PathBuf,
         /// Roots of the workload's own trust domain.
         trust_bundle: PathBuf,
+        /// Whether a key that others may read is refused.
+        owner_only: bool,
     },
     /// An authority in a directory, which this process signs its own certificates with.
     Ca {

@@ -12,7 +12,7 @@ use rustls::{
 
 use super::{Carried, mesh::SESSIONS, provider};
 use crate::{
-    identity::pem::{self, PemError},
+    identity::pem::{self, PemError, Readers},
     model::Origin,
     tls::MinVersion,
 };
@@ -107,7 +107,7 @@ fn read(origin: &Origin, carried: Carried) -> Result<ClientConfig, OriginError> 
     let mut config = match &origin.client {
         Some((certificate, key)) => {
             let chain = pem::certificates(certificate)?;
-            let key = any_supported_type(&*pem::private_key(key)?)?;
+            let key = any_supported_type(&*pem::private_key(key, Readers::Owner)?)?;
             let own = CertifiedKey::new(chain, key);
             own.keys_match()?;
             builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own)))

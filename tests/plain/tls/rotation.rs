@@ -154,6 +154,7 @@ fn files_are_watched_and_a_bad_one_changes_nothing() {
             certificate,
             private_key: private_key.clone(),
             trust_bundle: at("root.crt"),
+            owner_only: true,
         },
         federation: vec![],
         min_version: MinVersion::Tls13,

@@ -70,10 +70,13 @@ fn files_source(report: &mut Report, files: file::IdentityFiles) -> Option<Ident
     let certificate = report.value(files.certificate);
     let private_key = report.value(files.private_key);
     let trust_bundle = report.value(files.trust_bundle);
+    let mut owner_only = true;
+    report.set(&mut owner_only, files.owner_only);
     Some(IdentitySource::Files {
         certificate: certificate?,
         private_key: private_key?,
         trust_bundle: trust_bundle?,
+        owner_only,
     })
 }
 

@@ -6,7 +6,8 @@ use super::{
 };
 use crate::{
     config::file,
-    jwt::{JwtRule, KeySource, Location, RequestAuthentication, remote::Place},
+    fetch::Place,
+    jwt::{JwtRule, KeySource, Location, RequestAuthentication},
 };
 
 pub(super) fn compile(

@@ -2,8 +2,10 @@
 
 use crate::{
     identity::{
-        Bundles, Material, Svid, TrustDomain, certificate::CertificateError,
-        material::MaterialError, pem,
+        Bundles, Material, Svid, TrustDomain,
+        certificate::CertificateError,
+        material::MaterialError,
+        pem::{self, Readers},
     },
     model::{Identity, IdentitySource},
 };
@@ -15,11 +17,16 @@ pub(super) fn read(identity: &Identity) -> Result<Material, MaterialError> {
         certificate,
         private_key,
         trust_bundle,
+        owner_only,
     } = &identity.source
     else {
         return Err(MaterialError::Empty);
     };
-    let svid = Svid::of_files(certificate, private_key)?;
+    let readers = match owner_only {
+        true => Readers::Owner,
+        false => Readers::Any,
+    };
+    let svid = Svid::of_files(certificate, private_key, readers)?;
     let mut bundles = Bundles::default();
     let own =
         TrustDomain::parse(svid.id.trust_domain()).map_err(|why| CertificateError::BadId {
