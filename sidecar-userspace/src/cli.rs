@@ -1,5 +1,7 @@
 //! The command line: verbs change state, nouns only read.
 
+pub mod inject;
+
 use std::{
     ffi::OsString,
     net::{IpAddr, SocketAddr},
@@ -53,6 +55,8 @@ pub enum Command {
     Proxy(Proxy),
     /// Attach for the sidecars of this node, which need no privilege then (root). Ending it changes nothing for them.
     Agent(Agent),
+    /// Put sidecars into the pods of Kubernetes objects: of files, or of a cluster as its webhook.
+    Inject(Box<inject::Inject>),
     /// Make a certification authority for this machine, and certificates of its.
     Ca(Ca),
     /// Tell what works here and what does not: kernel, privileges, self-test, configuration.
@@ -62,6 +66,8 @@ pub enum Command {
     Explain(Explain),
     /// Show the workloads of this node, what is attached for them and what the kernel half counted (root).
     Inspect(Inspect),
+    /// Tell whether the sidecar beside is ready: exit code 0, else 1.
+    Ready(Ready),
     /// Remove what sidecars that were killed have left attached (root).
     Detach(Detach),
     /// Print the JSON Schema of the configuration file.
@@ -154,6 +160,10 @@ pub struct Serve {
     /// Metrics, health and the list of workloads.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15098")]
     pub admin: SocketAddr,
+
+    /// Take the taint sidecar.internal/agent-not-ready from this node of a Kubernetes cluster once sidecars can enrol.
+    #[arg(long, env = "SIDECAR_UNTAINT", value_name = "NODE")]
+    pub untaint: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -316,6 +326,17 @@ pub struct Inspect {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Ready {
+    /// Wait until it is, for so long at most, such as 60s.
+    #[arg(long, value_name = "TIME")]
+    pub wait: Option<Lifetime>,
+
+    /// Its health endpoint.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15021")]
+    pub address: SocketAddr,
 }
 
 #[derive(Debug, Args)]

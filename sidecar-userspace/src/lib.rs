@@ -9,8 +9,10 @@
 //! - [`fetch`], one request to somebody else's server
 //! - [`http`], the relay of HTTP messages
 //! - [`identity`], who a workload is: SPIFFE identities
+//! - [`inject`], the sidecar put into pods: offline, and as an admission webhook
 //! - [`jwt`], who the user behind a request is
 //! - [`kernel`], the loader of the kernel half
+//! - [`kubernetes`], what is asked of the API server
 //! - [`lifecycle`], from start to end of the process
 //! - [`model`], the immutable snapshot that every step reads
 //! - [`policy`], whether a connection or request may pass
@@ -29,8 +31,10 @@ pub mod enrol;
 pub mod fetch;
 pub mod http;
 pub mod identity;
+pub mod inject;
 pub mod jwt;
 pub mod kernel;
+pub mod kubernetes;
 pub mod lifecycle;
 pub mod model;
 pub mod policy;

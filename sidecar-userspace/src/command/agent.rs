@@ -36,6 +36,7 @@ use crate::{
         node::{self, Adopted, Node},
         workload::Subject,
     },
+    kubernetes::{Api, api::SERVICE_ACCOUNT, taint},
     lifecycle::{
         descriptors,
         signal::{Signal, Signals},
@@ -101,6 +102,13 @@ fn serve(args: Serve) -> Result<ExitCode> {
 
 /// Until a signal says so.
 async fn served(args: &Serve, mut signals: Signals, state: &Rc<RefCell<State>>) -> Result<()> {
+    let api = args
+        .untaint
+        .as_ref()
+        .map(|_| Api::of_pod(Path::new(SERVICE_ACCOUNT)));
+    let api = api
+        .transpose()
+        .map_err(|error| Usage(format!("--untaint: {error}")))?;
     let admin = TcpListener::bind(args.admin)
         .await
         .with_context(|| format!("cannot listen on {} for admin connections", args.admin))?;
@@ -129,6 +137,9 @@ async fn served(args: &Serve, mut signals: Signals, state: &Rc<RefCell<State>>) 
     spawn_local(agent.serve(listener));
     info!(socket = %args.socket.display(), admin = %args.admin, "sidecars can enrol");
     tell_systemd(NotifyState::Ready);
+    if let (Some(api), Some(node)) = (api, args.untaint.clone()) {
+        spawn_local(async move { taint::remove(&api, &node).await });
+    }
     loop {
         match signals.next().await {
             Signal::Terminate => break,

@@ -194,14 +194,14 @@ impl Drop for Issued {
     }
 }
 
-fn name(common: &str) -> DistinguishedName {
+pub(crate) fn name(common: &str) -> DistinguishedName {
     let mut name = DistinguishedName::new();
     name.push(DnType::OrganizationName, "sidecar");
     name.push(DnType::CommonName, common);
     name
 }
 
-fn valid_for(params: &mut CertificateParams, lifetime: Duration) {
+pub(crate) fn valid_for(params: &mut CertificateParams, lifetime: Duration) {
     let now = SystemTime::now();
     params.not_before = (now - BACKDATED).into();
     params.not_after = (now + lifetime).into();

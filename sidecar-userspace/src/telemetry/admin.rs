@@ -61,7 +61,7 @@ impl std::fmt::Debug for LogFilter {
     }
 }
 
-pub(super) type Answer = Response<Full<Bytes>>;
+pub(crate) type Answer = Response<Full<Bytes>>;
 
 /// Admin paths with what they do; `/help` prints them.
 const HELP: &[(&str, &str)] = &[
@@ -219,7 +219,7 @@ pub(super) fn logging(set: Option<&LogFilter>, query: Option<&str>) -> Answer {
 }
 
 /// Metrics as Prometheus wants them.
-pub(super) fn exposed(exposition: Result<impl Into<Bytes>, prometheus::Error>) -> Answer {
+pub(crate) fn exposed(exposition: Result<impl Into<Bytes>, prometheus::Error>) -> Answer {
     let mut answer = match exposition {
         Ok(exposition) => text(StatusCode::OK, exposition),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
@@ -229,11 +229,11 @@ pub(super) fn exposed(exposition: Result<impl Into<Bytes>, prometheus::Error>) -
     answer
 }
 
-pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
     answer(status, "text/plain; charset=utf-8", body.into())
 }
 
-pub(super) fn json_answer(value: &serde_json::Value) -> Answer {
+pub(crate) fn json_answer(value: &serde_json::Value) -> Answer {
     answer(
         StatusCode::OK,
         "application/json",
@@ -241,7 +241,7 @@ pub(super) fn json_answer(value: &serde_json::Value) -> Answer {
     )
 }
 
-pub(super) fn only(method: Method) -> Answer {
+pub(crate) fn only(method: Method) -> Answer {
     let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, format!("only {method}\n"));
     if let Ok(method) = method.as_str().parse() {
         refused.headers_mut().insert(header::ALLOW, method);
