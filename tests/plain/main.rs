@@ -5,5 +5,6 @@
 mod checker;
 mod documents;
 mod http;
+mod inject;
 mod proxy;
 mod tls;

@@ -4,6 +4,7 @@
 //!
 //! - [`world`]: namespaces, cgroups, workloads with or without a sidecar, gone again when they are dropped
 //! - [`stream`], [`script`], [`random`]: what an integrity connection carries and how it behaves
+//! - [`pod_security`]: what Kubernetes' `restricted` standard forbids pods
 //! - [`report`]: what the program `traffic` (src/bin/traffic) tells about a run
 //! - [`load`]: what the program `load` (src/bin/load) tells the benchmark (src/bin/bench)
 //! - [`leaks`]: what a sidecar holds in the kernel, and whether it is gone
@@ -11,6 +12,7 @@
 
 pub mod leaks;
 pub mod load;
+pub mod pod_security;
 pub mod random;
 pub mod report;
 pub mod script;

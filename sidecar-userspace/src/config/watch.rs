@@ -108,7 +108,7 @@ impl SnapshotHandle {
     ///
     /// # Errors
     ///
-    /// Those of [`load`], logged as well; the old snapshot stays in force.
+    /// Those of [`Source::load`], logged as well; the old snapshot stays in force.
     pub fn reload(&self) -> Result<Arc<Snapshot>, ConfigErrors> {
         let Some(path) = self.path() else {
             tracing::info!("no configuration file: nothing to reload");

@@ -141,3 +141,24 @@ fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PemError> {
         failed(error)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_others_may_read_is_for_those_who_allow_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tls.key");
+        let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        write_public(&path, &key).unwrap();
+        let refused = private_key(&path, Readers::Owner);
+        assert!(matches!(
+            refused,
+            Err(PemError::Exposed { mode: 0o644, .. })
+        ));
+        assert!(private_key(&path, Readers::Any).is_ok());
+        write_secret(&path, &key).unwrap();
+        assert!(private_key(&path, Readers::Owner).is_ok());
+    }
+}

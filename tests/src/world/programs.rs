@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 /// Variables of the environment that change what the programs do: a proxy for the machine's own traffic, a log filter.
-pub const FOREIGN_VARIABLES: [&str; 12] = [
+pub const FOREIGN_VARIABLES: [&str; 14] = [
     "http_proxy",
     "https_proxy",
     "all_proxy",
@@ -21,6 +21,8 @@ pub const FOREIGN_VARIABLES: [&str; 12] = [
     "SIDECAR_LOG",
     "SIDECAR_FAULT",
     "SIDECAR_AGENT",
+    "SIDECAR_SETTINGS",
+    "SIDECAR_IMAGE",
 ];
 
 /// The binary `traffic` of this build: cargo puts it beside the tests' directory.
@@ -57,21 +59,37 @@ pub fn sidecar() -> Result<PathBuf> {
     })
 }
 
+/// A Python with the packages of tests/requirements.txt, which `cargo xtask setup` installs.
+pub fn python() -> Result<PathBuf> {
+    let python = interpreter()?;
+    if !python.is_file() {
+        bail!("{} is missing: run `cargo xtask setup`", python.display());
+    }
+    Ok(python)
+}
+
+/// Whether it is there or not.
+fn interpreter() -> Result<PathBuf> {
+    if let Some(python) = env::var_os("SIDECAR_PYTHON") {
+        return Ok(python.into());
+    }
+    let target = match env::var_os("CARGO_TARGET_DIR") {
+        Some(target) => target.into(),
+        None => Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .context("the tests stand in no workspace")?
+            .join("target"),
+    };
+    Ok(target.join("venv/bin/python3"))
+}
+
 /// Envoy: `SIDECAR_ENVOY`, else that of tests/requirements.txt, which `cargo xtask setup` installs.
 pub fn envoy() -> Result<PathBuf> {
     if let Some(path) = env::var_os("SIDECAR_ENVOY") {
         return Ok(path.into());
     }
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
-    let target = match env::var_os("CARGO_TARGET_DIR") {
-        Some(target) => target.into(),
-        None => workspace
-            .context("the tests stand in no workspace")?
-            .join("target"),
-    };
-    let python = env::var_os("SIDECAR_PYTHON").map(PathBuf::from);
-    let python = python.unwrap_or_else(|| target.join("venv/bin/python3"));
-    let environment = python.ancestors().nth(2).unwrap_or(&target).join("lib");
+    let python = interpreter()?;
+    let environment = python.ancestors().nth(2).unwrap_or(&python).join("lib");
     // lib/python3.11/site-packages/…
     let versions = std::fs::read_dir(&environment)
         .into_iter()

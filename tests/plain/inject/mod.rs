@@ -1,0 +1,7 @@
+//! `sidecar inject`: files and webhook, as a cluster uses them.
+
+mod certificates;
+mod golden;
+mod offline;
+mod settings;
+mod webhook;
