@@ -6,6 +6,7 @@ mod build;
 mod check;
 mod demo;
 mod documents;
+mod image;
 mod leftovers;
 mod linker;
 mod paths;
@@ -36,6 +37,8 @@ enum Verb {
     Setup,
     /// Build the `sidecar` binary with the BPF object inside
     Build(build::Args),
+    /// Build, then write a container image of it into one archive; needs no container engine
+    Image(image::Args),
     /// Build, then run `sidecar` with the arguments after `--`
     Run(run::Args),
     /// Two programs that know nothing of a proxy talk through two sidecars; shows what came of it, and cleans up
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
     let outcome = signals::watch().and_then(|()| match verb {
         Verb::Setup => setup::ensure(setup::Needs::Everything),
         Verb::Build(arguments) => build::verb(&arguments),
+        Verb::Image(arguments) => image::verb(&arguments),
         Verb::Run(arguments) => run::verb(&arguments),
         Verb::Demo => demo::verb(),
         Verb::Bench(arguments) => bench::verb(&arguments),
