@@ -20,7 +20,9 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Usage, require_root, standalone::Cgroups, supervise::tell_systemd};
+use super::{
+    Usage, look_from_the_node, require_root, standalone::Cgroups, supervise::tell_systemd,
+};
 use crate::{
     cli::{Agent as Arguments, AgentVerb, Serve, Uninstall},
     enrol::{
@@ -52,6 +54,7 @@ const COMPANY_ROUNDS: u32 = 4;
 
 pub fn run(args: Arguments) -> Result<ExitCode> {
     require_root("agent")?;
+    look_from_the_node();
     match args.verb {
         Some(AgentVerb::Uninstall(args)) => uninstall(&args),
         None => serve(args.serve),

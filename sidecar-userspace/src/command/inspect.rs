@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::Serialize;
 use sidecar_common::settings::ROLE_EXCLUDED;
 
-use super::require_root;
+use super::{look_from_the_node, require_root};
 use crate::{
     cli::Inspect,
     kernel::{pins::Pins, tables::Tables},
@@ -43,6 +43,7 @@ struct Node {
 
 pub fn run(args: Inspect) -> Result<ExitCode> {
     require_root("inspect")?;
+    look_from_the_node();
     let mut node = Node {
         workloads: Vec::new(),
         entries: BTreeMap::new(),

@@ -23,6 +23,7 @@ use std::{
 };
 
 use anyhow::Result;
+use tracing::{debug, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -30,6 +31,7 @@ use crate::{
     identity::source::keeper::Keeper,
     lifecycle::readiness::Readiness,
     model::Snapshot,
+    sys,
     telemetry::{admin::LogFilter, metrics::Metrics},
 };
 
@@ -114,6 +116,18 @@ fn identity(
 }
 
 /// Refuses early and in words what would fail late.
+/// For a command that knows pods by their cgroups. Before any other thread is started.
+fn look_from_the_node() {
+    match sys::cgroupns::enter_nodes() {
+        Ok(false) => {}
+        Ok(true) => debug!("entered the node's cgroup namespace"),
+        Err(error) => warn!(
+            "cannot enter the cgroup namespace of process 1 ({error}), and go on in our own. In a container, give the agent hostPID, \
+             CAP_SYS_PTRACE and CAP_SYS_ADMIN, and no AppArmor profile that forbids to look at other processes"
+        ),
+    }
+}
+
 fn require_root(what: &str) -> Result<()> {
     if rustix::process::geteuid().is_root() {
         return Ok(());

@@ -3,6 +3,7 @@
 
 pub mod bpf;
 pub mod cgroup;
+pub mod cgroupns;
 pub mod diag;
 pub mod memory;
 pub mod netns;
