@@ -22,5 +22,6 @@ mod protocols;
 mod readers;
 mod resets;
 mod startup;
+mod units;
 mod world;
 mod wrap;

@@ -7,11 +7,13 @@
 //! - [`pod_security`]: what Kubernetes' `restricted` standard forbids pods
 //! - [`report`]: what the program `traffic` (src/bin/traffic) tells about a run
 //! - [`load`]: what the program `load` (src/bin/load) tells the benchmark (src/bin/bench)
+//! - [`manifests`]: what deploy/kubernetes comes to
 //! - [`leaks`]: what a sidecar holds in the kernel, and whether it is gone
 //! - [`sys`]: the only unsafe
 
 pub mod leaks;
 pub mod load;
+pub mod manifests;
 pub mod pod_security;
 pub mod random;
 pub mod report;

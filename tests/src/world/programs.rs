@@ -106,6 +106,15 @@ pub fn envoy() -> Result<PathBuf> {
         })
 }
 
+/// A program that a package of tests/requirements.txt brings.
+pub fn in_venv(program: &str) -> Result<PathBuf> {
+    let path = python()?.with_file_name(program);
+    if !path.is_file() {
+        bail!("no {}: run `cargo xtask setup`", path.display());
+    }
+    Ok(path)
+}
+
 /// A program of a Debian package, by its usual paths: a missing one is an error that names the package.
 pub fn packaged(program: &str, package: &str) -> Result<PathBuf> {
     ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
