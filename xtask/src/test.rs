@@ -1,7 +1,7 @@
 //! `cargo xtask test`: everything that CI runs, and at its end the proof that nothing was left behind.
 
 use crate::{
-    build, check, demo,
+    build, check, demo, image,
     leftovers::{self, Before},
     paths, process, setup, signals, step,
     summary::Counts,
@@ -22,7 +22,7 @@ pub struct Args {
     /// Only what needs no root
     #[arg(long, conflicts_with = "kernel")]
     plain: bool,
-    /// Only the tests that need root: real programs in the kernel, real namespaces
+    /// Only the tests that need root: real programs in the kernel, real namespaces, real pods
     #[arg(long)]
     kernel: bool,
 }
@@ -40,6 +40,15 @@ pub fn verb(arguments: &Args) -> Result<()> {
     let started = Instant::now();
     setup::ensure(setup::Needs::Everything)?;
     let sidecar = build::both_halves(build::TEST_PROFILE)?;
+    let archive = if arguments.plain {
+        None
+    } else {
+        Some(image::of(
+            &sidecar,
+            build::TEST_PROFILE,
+            &image::default_tag(),
+        )?)
+    };
     let mut failures = Vec::new();
     if arguments.filter.is_none() && !arguments.kernel {
         note(
@@ -51,6 +60,7 @@ pub fn verb(arguments: &Args) -> Result<()> {
     let mut session = Session {
         run: format!("{}", std::process::id()),
         sidecar: &sidecar,
+        archive: archive.as_deref(),
         filter: arguments.filter.as_deref(),
         counts: Counts::default(),
     };
@@ -160,18 +170,32 @@ const PLAIN: [Group; 4] = [
     },
 ];
 
-const KERNEL: [Group; 1] = [Group {
-    title: "tests with root: real programs in the kernel",
-    runner: Runner::Nextest,
-    arguments: &[
-        "--cargo-profile",
-        build::TEST_PROFILE,
-        "--package",
-        "sidecar-tests",
-        "--test",
-        "kernel",
-    ],
-}];
+const KERNEL: [Group; 2] = [
+    Group {
+        title: "tests with root: real programs in the kernel",
+        runner: Runner::Nextest,
+        arguments: &[
+            "--cargo-profile",
+            build::TEST_PROFILE,
+            "--package",
+            "sidecar-tests",
+            "--test",
+            "kernel",
+        ],
+    },
+    Group {
+        title: "tests with root: real pods, from the image and the manifests",
+        runner: Runner::Nextest,
+        arguments: &[
+            "--cargo-profile",
+            build::TEST_PROFILE,
+            "--package",
+            "sidecar-tests",
+            "--test",
+            "pods",
+        ],
+    },
+];
 
 fn groups(arguments: &Args) -> Vec<Group> {
     let plain = PLAIN.into_iter().filter(|_| !arguments.kernel);
@@ -187,6 +211,8 @@ struct Session<'a> {
     /// The value of [`leftovers::RUN_VARIABLE`] for every process of this run.
     run: String,
     sidecar: &'a Path,
+    /// The image that pods are made from.
+    archive: Option<&'a Path>,
     filter: Option<&'a str>,
     counts: Counts,
 }
@@ -242,6 +268,9 @@ impl Session<'_> {
             .stdin(Stdio::null())
             .env(leftovers::RUN_VARIABLE, &self.run)
             .env("SIDECAR_BIN", self.sidecar);
+        if let Some(archive) = self.archive {
+            cargo.env("SIDECAR_IMAGE_ARCHIVE", archive);
+        }
         if setup::venv().is_dir() {
             cargo.env("SIDECAR_PYTHON", setup::venv().join("bin/python3"));
         }
@@ -292,7 +321,7 @@ mod tests {
     #[test]
     fn each_selection_takes_its_groups() {
         assert_eq!(titles(false, false, None).len(), PLAIN.len() + KERNEL.len());
-        assert_eq!(titles(false, true, None), [KERNEL[0].title]);
+        assert_eq!(titles(false, true, None), KERNEL.map(|group| group.title));
         assert!(!titles(true, false, None).contains(&KERNEL[0].title));
         assert!(!titles(false, false, Some("relay")).contains(&"examples in the documentation"));
     }
