@@ -29,10 +29,31 @@ pub const COUNTERS: &str = "COUNTERS";
 /// Events, of one sidecar's programs: a ring buffer has one reader.
 pub const EVENTS: &str = "EVENTS";
 
+/// What `relay_stub` calls: `relay_message`, or nothing.
+pub const RELAYS: &str = "RELAYS";
+/// Connections of the kubelet that are being made or exist.
+pub const PROBES: &str = "PROBES";
+/// How many of them found [`PROBES`] full.
+pub const PROBES_LOST: &str = "PROBES_LOST";
+
 /// Maps that every sidecar on the node shares, pinned by name.
-pub const SHARED_MAPS: [&str; 13] = [
-    WORKLOADS, CGROUPS, PORTS, CIDRS, DENIALS, LISTENING, LISTENERS, SOCKETS, PENDING, FLOWS,
-    DIRECTIONS, PROFILES, COUNTERS,
+pub const SHARED_MAPS: [&str; 16] = [
+    WORKLOADS,
+    CGROUPS,
+    PORTS,
+    CIDRS,
+    DENIALS,
+    LISTENING,
+    LISTENERS,
+    SOCKETS,
+    PENDING,
+    FLOWS,
+    DIRECTIONS,
+    PROFILES,
+    COUNTERS,
+    RELAYS,
+    PROBES,
+    PROBES_LOST,
 ];
 
 pub const ACCEPT_CONNECT4: &str = "accept_connect4";
@@ -45,6 +66,8 @@ pub const ORIGIN_GETSOCKOPT: &str = "origin_getsockopt";
 pub const ORIGIN_SETSOCKOPT: &str = "origin_setsockopt";
 pub const RELAY_SOCKOPS: &str = "relay_sockops";
 pub const RELAY_MESSAGE: &str = "relay_message";
+pub const RELAY_STUB: &str = "relay_stub";
+pub const PROBE_SOCKOPS: &str = "probe_sockops";
 pub const RECORD_SPLICE: &str = "record_splice";
 
 /// `static` in .rodata: offsets and switches.

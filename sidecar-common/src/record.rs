@@ -14,6 +14,8 @@ pub enum Counter {
     Loopback,
     /// Inbound connection handed to the proxy.
     Inbound,
+    /// Inbound connection let through: the kubelet probes.
+    Probe,
     /// Inbound connection refused: no proxy listens and the workload fails closed.
     InboundRefused,
     /// Inbound connection let through: no proxy listens and the workload fails open.
@@ -64,7 +66,7 @@ pub enum Counter {
     Denied,
 }
 
-pub const COUNTERS: usize = 28;
+pub const COUNTERS: usize = 29;
 
 impl Counter {
     pub const ALL: [Self; COUNTERS] = [
@@ -72,6 +74,7 @@ impl Counter {
         Self::Excluded,
         Self::Loopback,
         Self::Inbound,
+        Self::Probe,
         Self::InboundRefused,
         Self::InboundBypassed,
         Self::Origin,
@@ -105,6 +108,7 @@ impl Counter {
             Self::Excluded => "excluded",
             Self::Loopback => "loopback",
             Self::Inbound => "inbound",
+            Self::Probe => "probe",
             Self::InboundRefused => "inbound_refused",
             Self::InboundBypassed => "inbound_bypassed",
             Self::Origin => "origin",

@@ -7,6 +7,9 @@ pub const MAX_WORKLOADS: u32 = 4096;
 /// Flows redirected at once at most; beyond it connections stay on TCP and are counted.
 pub const MAX_FLOWS: u32 = 65_536;
 
+/// Connections of the kubelet at once at most.
+pub const MAX_PROBES: u32 = 16_384;
+
 /// A cgroup that belongs to a workload.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -22,6 +22,7 @@ use sidecar_ebpf::decide::{self, Connect};
 use crate::{
     context::{AF_INET, AF_INET6, UserAddress, created, octets, packet},
     maps::{CIDRS, DENIALS, LISTENERS, LISTENING, PENDING, PORTS, SOCKETS, WORKLOADS},
+    probe::is_probe,
     record::{count, event, member_of_current},
 };
 
@@ -252,6 +253,10 @@ fn try_lookup(ctx: &SkLookupContext) -> Option<u32> {
     let rule = port_rule(id, INBOUND, local.port);
     if !decide::capture(workload, local.ip, remote.ip, listening, rule) {
         return None;
+    }
+    if is_probe(local, remote) {
+        count(id, Counter::Probe, 1);
+        return Some(SK_PASS);
     }
     if LISTENERS.redirect_sk_lookup(ctx, id, 0).is_ok() {
         count(id, Counter::Inbound, 1);

@@ -8,6 +8,7 @@ use core::ptr;
 use aya_ebpf::{
     EbpfContext, Global,
     bindings::{bpf_sock, bpf_sock_ops},
+    btf_maps::ProgramArray,
     helpers::{
         bpf_get_current_ancestor_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_task,
         bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_probe_read_kernel_buf,
@@ -416,6 +417,13 @@ impl Operation for SockOpsContext {
 pub fn sender(ctx: &SkMsgContext) -> Option<Socket> {
     // SAFETY: a context field.
     Socket::new(unsafe { (*ctx.msg).__bindgen_anon_3.sk })
+}
+
+/// Goes on with the program in `programs`, and does not come back if there is one.
+#[inline(always)]
+pub fn tail_call(ctx: &SkMsgContext, programs: &ProgramArray<1>) {
+    // SAFETY: nothing of ours has to be dropped.
+    unsafe { programs.tail_call(ctx, 0) }
 }
 
 /// cgroup/getsockopt and setsockopt.

@@ -9,7 +9,8 @@
 //! | `origin_peername4`, `6` | cgroup/getpeername4, 6 | the workload's cgroup |
 //! | `origin_getsockopt`, `origin_setsockopt` | cgroup/getsockopt, setsockopt | the proxy's cgroup |
 //! | `relay_sockops` | sock_ops | the workload's and the proxy's cgroup |
-//! | `relay_message` | sk_msg | the map `FLOWS` |
+//! | `relay_stub` | sk_msg | the map `FLOWS`; calls `relay_message` |
+//! | `probe_sockops` | sock_ops | the kubelet's cgroup |
 //! | `record_splice` | tp_btf/sys_enter | the node, while redirect is on |
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -34,11 +35,15 @@ mod origin;
 #[cfg(target_arch = "bpf")]
 mod pair;
 #[cfg(target_arch = "bpf")]
+mod probe;
+#[cfg(target_arch = "bpf")]
 mod record;
 #[cfg(target_arch = "bpf")]
 mod relay;
 #[cfg(target_arch = "bpf")]
 mod sockops;
+#[cfg(target_arch = "bpf")]
+mod stub;
 
 /// The kernel accepts GPL-compatible programs only for most helpers; the project's own licences stay.
 #[cfg(target_arch = "bpf")]

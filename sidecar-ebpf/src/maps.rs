@@ -1,7 +1,7 @@
 //! The maps, all shared by the sidecars of a node. Names as in `sidecar_common::names`.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash, SockMap},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf, SockHash, SockMap},
     macros::btf_map,
 };
 use sidecar_common::{
@@ -9,7 +9,8 @@ use sidecar_common::{
     origin::{Pending, SocketState},
     record::{Counters, Event, Profile},
     settings::{
-        Cgroup, CidrTarget, DenyTarget, ListeningKey, MAX_FLOWS, MAX_WORKLOADS, PortKey, Workload,
+        Cgroup, CidrTarget, DenyTarget, ListeningKey, MAX_FLOWS, MAX_PROBES, MAX_WORKLOADS,
+        PortKey, Workload,
     },
 };
 
@@ -62,3 +63,13 @@ pub static COUNTERS: PerCpuArray<Counters, WORKLOAD_SLOTS> = PerCpuArray::new();
 
 #[btf_map]
 pub static EVENTS: RingBuf<Event, { 256 * 1024 }> = RingBuf::new();
+
+#[btf_map]
+pub static RELAYS: ProgramArray<1> = ProgramArray::new();
+
+/// Keyed by the flow of the socket that will be accepted, with the cookie of the connecting one.
+#[btf_map]
+pub static PROBES: HashMap<FlowKey, u64, { MAX_PROBES as usize }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub static PROBES_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();

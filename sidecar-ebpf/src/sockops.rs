@@ -20,14 +20,14 @@ use crate::{
     record::count,
 };
 
-const TCP_CONNECT: u32 = 3;
+pub const TCP_CONNECT: u32 = 3;
 const ACTIVE_ESTABLISHED: u32 = 4;
 const PASSIVE_ESTABLISHED: u32 = 5;
-const STATE: u32 = 10;
+pub const STATE: u32 = 10;
 const TCP_LISTEN: u32 = 11;
 
-const STATE_CB_FLAG: i32 = 4;
-const TCP_CLOSE: u32 = 7;
+pub const STATE_CB_FLAG: i32 = 4;
+pub const TCP_CLOSE: u32 = 7;
 const STATE_LISTEN: u32 = 10;
 
 const NOEXIST: u64 = 1;

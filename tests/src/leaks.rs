@@ -150,6 +150,24 @@ pub fn pins(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// The program that a pinned link attaches.
+pub fn program_of(link: &Path) -> Result<u64> {
+    let shown = bpftool(&["link", "show", "pinned", &link.to_string_lossy()])?;
+    let program = shown["prog_id"].as_u64();
+    program.with_context(|| format!("{} attaches nothing", link.display()))
+}
+
+/// The program in the first place of a pinned array of programs.
+pub fn called_by(array: &Path) -> Result<u64> {
+    let path = array.to_string_lossy().into_owned();
+    let key = ["key", "0", "0", "0", "0"];
+    let shown = bpftool(&[&["map", "lookup", "pinned", &path], &key[..]].concat())?;
+    let bytes = shown["value"].as_array().into_iter().flatten();
+    let text = bytes.map(|byte| byte.as_str().unwrap_or_default());
+    let number = text.rev().map(|byte| byte.trim_start_matches("0x"));
+    Ok(u64::from_str_radix(&number.collect::<String>(), 16)?)
+}
+
 fn bpftool(arguments: &[&str]) -> Result<Value> {
     let bpftool = programs::packaged("bpftool", "bpftool")?;
     let output = Command::new(bpftool)

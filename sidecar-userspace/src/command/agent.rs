@@ -36,6 +36,7 @@ use crate::{
         events,
         exclusion::LOOK_EVERY,
         node::{self, Adopted, Node},
+        pins,
         workload::Subject,
     },
     kubernetes::{Api, api::SERVICE_ACCOUNT, taint},
@@ -43,7 +44,7 @@ use crate::{
         descriptors,
         signal::{Signal, Signals},
     },
-    model::{Snapshot, Steering},
+    model::{FailRule, Snapshot, Steering},
     telemetry::agent as telemetry,
 };
 
@@ -76,11 +77,20 @@ fn serve(args: Serve) -> Result<ExitCode> {
     };
     let host = Host::look()?;
     let (mut node, adopted) = open(&args.pins.bpffs)?;
-    if node.is_unproven() {
-        let refused = self_test(&args.pins.bpffs);
-        node.proven(refused.unwrap_or_else(|error| Some(format!("{error:#}"))))?;
-    }
+    let outdated = node.is_outdated();
+    let refused = match outdated || node.is_unproven() {
+        true => self_test(&args.pins.bpffs).unwrap_or_else(|error| Some(format!("{error:#}"))),
+        false => None,
+    };
     node.warm_up()?;
+    if outdated {
+        let upgraded = node.upgrade(refused.as_deref());
+        upgraded.context("the pods of the former agent keep its programs: start that one again, or `sidecar agent uninstall`")?;
+    }
+    if node.is_unproven() {
+        node.proven(refused)?;
+    }
+    node.sign()?;
     let redirect = node.no_redirect().map_or("on", |_| "off");
     info!(
         adopted = adopted.len(),
@@ -182,9 +192,13 @@ fn open(base: &Path) -> Result<(Node, Vec<Adopted>), AttachError> {
     }
 }
 
-/// Tries redirect on real sockets of a workload of our own: why it must stay off, if so.
+/// Tries redirect on real sockets of a workload of our own: why it must stay off, if so. In a directory of its own, so that
+/// no pod has anything to do with programs that may fail.
 fn self_test(base: &Path) -> Result<Option<String>> {
+    let base = &base.join(pins::TRIAL);
+    pins::discard(base)?;
     let steering = Steering {
+        fail_rule: FailRule::Open,
         name: format!("agent-{}", std::process::id()),
         ..Steering::from(&Snapshot::builtin())
     };

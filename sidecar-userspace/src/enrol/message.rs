@@ -43,6 +43,9 @@ pub struct Enrol {
     /// The port of its outbound listener on loopback.
     pub outbound_port: u16,
     pub listeners: Listeners,
+    /// These very listeners were enrolled before, by this process: it comes back to an agent that has been away.
+    #[serde(default)]
+    pub again: bool,
     pub steering: Box<Steering>,
 }
 
@@ -168,6 +171,7 @@ mod tests {
                     workers: 1,
                     outbound: 2,
                 },
+                again: true,
                 steering: steering.clone(),
             }),
             Request::Reload { steering },

@@ -184,6 +184,7 @@ impl Client {
             release: env!("CARGO_PKG_VERSION").to_owned(),
             outbound_port: self.outbound_port,
             listeners,
+            again: *self.enrolled.borrow(),
             steering: Box::new(steering),
         });
         wire.send(&enrol, &sockets).await?;

@@ -102,6 +102,8 @@ struct Newcomer<'a> {
     steering: Rc<Steering>,
     outbound_port: u16,
     listeners: Listening<'a>,
+    /// These very listeners were enrolled before.
+    again: bool,
 }
 
 /// Everything that the agent knows. One owner, one thread.
@@ -180,7 +182,8 @@ impl State {
     /// Whose a slot is, for events of the kernel half.
     pub fn whose(&self, slot: u32) -> Option<Rc<Steering>> {
         let mut pods = self.pods.values();
-        let pod = pods.find(|pod| pod.attached.slot() == slot)?;
+        let ours = |pod: &&Pod| pod.attached.slot() == slot && self.node.is_ours(&pod.attached);
+        let pod = pods.find(ours)?;
         Some(pod.steering.clone())
     }
 
@@ -217,6 +220,7 @@ impl State {
                 steering: Rc::new(*enrol.steering),
                 outbound_port: enrol.outbound_port,
                 listeners,
+                again: enrol.again,
             },
             Sidecar {
                 id,
@@ -245,6 +249,7 @@ impl State {
             steering,
             outbound_port: port,
             listeners,
+            again,
         } = new;
         let subject = Subject {
             application: cgroup,
@@ -254,9 +259,9 @@ impl State {
         };
         let node = &mut self.node;
         let (attached, former) = match self.pods.remove(&id) {
-            Some(mut pod)
-                if node.can_hand_over(&pod.attached, sidecar.cgroup_id, namespace.cookie) =>
-            {
+            // Its connections began with maps that we do not understand, and its sidecar has not changed.
+            Some(pod) if again && !node.is_ours(&pod.attached) => (pod.attached, None),
+            Some(mut pod) if node.can_hand_over(&pod.attached, namespace.cookie) => {
                 let handed = node.hand_over(&mut pod.attached, &subject, port, listeners);
                 if let Err(error) = handed {
                     self.pods.insert(id, pod);

@@ -22,11 +22,14 @@ use tracing::warn;
 
 use super::{
     events::KernelLog,
-    features, links,
-    load::{self, LoadError, Loader, OBJECT},
+    features,
+    layout::Layout,
+    links,
+    load::{self, LoadError, Loader},
     pins::{PinError, Pins, WorkloadPins},
     selftest::{self, Finding, Observer},
     tables::{Tables, workload_entry},
+    upgrade::UpgradeError,
     workload::{Attached, Lasting, Listening, Programs, Subject, take_over},
 };
 use crate::{
@@ -58,6 +61,12 @@ pub enum AttachError {
         name: &'static str,
         source: io::Error,
     },
+    #[error(
+        "the pod is attached with an object of another ABI, whose rules cannot be changed: they are when its sidecar starts anew"
+    )]
+    OtherLayout,
+    #[error(transparent)]
+    Upgrade(#[from] UpgradeError),
     #[error("cannot tell the network namespace: {0}")]
     Namespace(io::Error),
 }
@@ -80,7 +89,7 @@ pub struct Enrolment {
 impl Enrolment {
     /// Loads and attaches for the subject. Nothing is steered before [`Enrolment::steer`]. `base`: the pin directory.
     pub fn begin(base: &Path, subject: &Subject<'_>) -> Result<Self, AttachError> {
-        let shared = Pins::open(base, OBJECT)?;
+        let shared = Pins::open(base, Layout::own()?)?;
         let swept = sweep(&shared)?;
         let pins = shared.claim(&subject.steering.name)?;
         let directory = pins.directory.clone();
@@ -105,7 +114,7 @@ impl Enrolment {
         };
         let mut bpf = Loader::new(shared, &tunables, None)?.load(pins.slot)?;
         if no_redirect.is_none()
-            && let Err(error) = load::attach_relay(&mut bpf, shared)
+            && let Err(error) = load::attach_relay(&mut bpf, shared, shared.is_only(&pins)?)
         {
             no_redirect = Some(error.to_string());
         }
@@ -245,7 +254,7 @@ impl Enrolment {
             node,
             ..
         } = self;
-        let shared = Pins::open(&base, OBJECT)?;
+        let shared = Pins::open(&base, Layout::own()?)?;
         drop(node);
         attached.leave(&mut tables, &shared)?;
         drop(tables);

@@ -8,20 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::{
-    maps::{MapInfo, loaded_maps},
-    programs::{links::PinnedLink, loaded_links, loaded_programs},
-};
+use aya::{maps::MapInfo, programs::links::PinnedLink};
+
+use crate::sys::bpf::{self, Kind};
 
 /// The kernel frees links, programs and maps a moment after their last user is gone.
 const GRACE: Duration = Duration::from_secs(5);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
-    Link,
-    Program,
-    Map,
-}
 
 /// Links, the programs that they attach, and maps.
 #[derive(Debug, Default)]
@@ -76,10 +68,10 @@ impl Census {
     }
 
     fn look(&self) -> Vec<String> {
-        let links = loaded_links().flatten().map(|l| (Kind::Link, l.id()));
-        let programs = loaded_programs().flatten().map(|p| (Kind::Program, p.id()));
-        let maps = loaded_maps().flatten().map(|m| (Kind::Map, m.id()));
-        let alive = links.chain(programs).chain(maps);
+        let kinds = [Kind::Link, Kind::Program, Kind::Map];
+        let alive = kinds
+            .into_iter()
+            .flat_map(|kind| bpf::ids(kind).into_iter().map(move |id| (kind, id)));
         let ours = alive.filter(|(kind, _)| !self.shared || *kind == Kind::Link);
         ours.filter_map(|key| {
             let name = self.found.get(&key)?;

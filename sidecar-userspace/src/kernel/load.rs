@@ -1,6 +1,11 @@
 //! Loads the BPF object: shared maps from their pins where another sidecar has made them, programs anew.
 
-use std::{path::Path, sync::OnceLock};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    sync::OnceLock,
+};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -16,6 +21,7 @@ use sidecar_common::{
 use thiserror::Error;
 
 use super::pins::Pins;
+use crate::sys::bpf;
 
 /// The BPF object, as `cargo xtask build` made it; empty in a build without the kernel half.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sidecar.o"));
@@ -41,6 +47,8 @@ pub enum LoadError {
         name: &'static str,
         source: MapError,
     },
+    #[error("cannot say what moves messages past TCP: {0}")]
+    Relay(io::Error),
     #[error("cannot pin {name}: {source}")]
     Pin {
         name: &'static str,
@@ -123,31 +131,54 @@ const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 static DEBUG: u8 = 4;
 static SILENT: u8 = 0;
 
-/// Attaches `relay_message` to `FLOWS`, unless another sidecar has. The map keeps it for as long as it lives.
-pub fn attach_relay(bpf: &mut Ebpf, pins: &Pins) -> Result<(), LoadError> {
-    let name = names::RELAY_MESSAGE;
+/// Attaches `relay_stub` to `FLOWS`, unless somebody has; the map keeps it for as long as it lives. Has it call our
+/// `relay_message`, if `ours` says so or it calls none.
+pub fn attach_relay(bpf: &mut Ebpf, pins: &Pins, ours: bool) -> Result<(), LoadError> {
+    let name = names::RELAY_STUB;
     let pin = pins.directory.join(name);
-    if pin.exists() {
-        return Ok(());
+    if !pin.exists() {
+        let map_error = |source| LoadError::Map {
+            name: names::FLOWS,
+            source,
+        };
+        let flows = bpf
+            .map(names::FLOWS)
+            .ok_or(LoadError::Missing(names::FLOWS))?;
+        let flows = SockHash::<_, FlowKey>::try_from(flows).map_err(map_error)?;
+        let flows = flows.fd().try_clone().map_err(|e| map_error(e.into()))?;
+        let refused = |source| LoadError::Program { name, source };
+        let stub: &mut SkMsg = program(bpf, name)?;
+        stub.load().map_err(refused)?;
+        let link = stub.attach(&flows).map_err(refused)?;
+        // Dropped, it would detach the program for every sidecar of the node: from here on the map owns it.
+        std::mem::forget(stub.take_link(link).map_err(refused)?);
+        stub.pin(&pin)
+            .map_err(|source| LoadError::Pin { name, source })?;
     }
-    let map_error = |source| LoadError::Map {
-        name: names::FLOWS,
-        source,
-    };
-    let flows = bpf
-        .map(names::FLOWS)
-        .ok_or(LoadError::Missing(names::FLOWS))?;
-    let flows = SockHash::<_, FlowKey>::try_from(flows).map_err(map_error)?;
-    let flows = flows.fd().try_clone().map_err(|e| map_error(e.into()))?;
+    let relays = relays(pins)?;
+    let called = bpf::program_in(&relays, 0).map_err(LoadError::Relay)?;
+    if ours || called.is_none() {
+        let relay = relay(bpf)?;
+        bpf::put_program(&relays, 0, Some(&relay)).map_err(LoadError::Relay)?;
+    }
+    Ok(())
+}
+
+/// The map in which `relay_stub` finds what it calls.
+pub fn relays(pins: &Pins) -> Result<OwnedFd, LoadError> {
+    bpf::pinned(&pins.directory.join(names::RELAYS)).map_err(LoadError::Relay)
+}
+
+/// Our `relay_message`, loaded.
+pub fn relay(bpf: &mut Ebpf) -> Result<OwnedFd, LoadError> {
+    let name = names::RELAY_MESSAGE;
     let refused = |source| LoadError::Program { name, source };
-    let program: &mut SkMsg = program(bpf, name)?;
-    program.load().map_err(refused)?;
-    let link = program.attach(&flows).map_err(refused)?;
-    // Dropped, it would detach the program for every sidecar of the node: from here on the map owns it.
-    std::mem::forget(program.take_link(link).map_err(refused)?);
-    program
-        .pin(&pin)
-        .map_err(|source| LoadError::Pin { name, source })
+    let relay: &mut SkMsg = program(bpf, name)?;
+    if relay.fd().is_err() {
+        relay.load().map_err(refused)?;
+    }
+    let fd = relay.fd().map_err(refused)?;
+    fd.as_fd().try_clone_to_owned().map_err(LoadError::Relay)
 }
 
 /// A program of the object by name and type.

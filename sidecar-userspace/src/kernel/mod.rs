@@ -4,6 +4,7 @@
 //!
 //! - [`btf`], offsets of the running kernel's structures; [`features`], the tunables that follow from them
 //! - [`pins`], the shared directory on bpffs
+//! - [`layout`], which objects share maps; [`upgrade`], our programs in the place of a former agent's
 //! - [`load`], the object, its programs and maps
 //! - [`tables`], what is written into the maps
 //! - [`census`], whether all of it is gone
@@ -20,6 +21,7 @@ pub mod census;
 pub mod events;
 pub mod exclusion;
 pub mod features;
+pub mod layout;
 pub mod links;
 pub mod load;
 pub mod node;
@@ -27,4 +29,5 @@ pub mod pins;
 pub mod record;
 pub mod selftest;
 pub mod tables;
+pub mod upgrade;
 pub mod workload;

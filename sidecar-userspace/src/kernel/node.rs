@@ -1,11 +1,11 @@
 //! What the node's agent holds in the kernel: one object for all pods, their programs attached with every link pinned, so
 //! that nothing changes for them when the agent goes. A later agent adopts what it finds.
 //!
-//! Pods that an agent with another object of the same ABI attached stay with that object for as long as their proxy
-//! does: their connections keep the programs that they began with. A proxy that comes anew is attached with ours.
+//! Where that agent had another object of the same layout, its programs are replaced by ours (`upgrade`). Pods that were
+//! attached by one of another layout are left as they are, since we do not understand their maps: until their proxy comes
+//! anew, which is attached with ours, or they go.
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -15,19 +15,21 @@ use aya::{
     maps::{MapData, RingBuf},
 };
 use sidecar_common::{
-    layout::ABI_VERSION,
     names,
     record::Counter,
-    settings::{ROLE_PROXY, WORKLOAD_FAIL_CLOSED},
+    settings::{ROLE_PROXY, Tunables, WORKLOAD_FAIL_CLOSED},
 };
 use tracing::{info, warn};
 
 use super::{
     attach::{AttachError, sweep},
-    exclusion, features, links,
+    exclusion, features,
+    layout::{Layout, fingerprint},
+    links,
     load::{self, LoadError, Loader, NO_SLOT, OBJECT},
     pins::{self, Held, PinError, Pins, WorkloadPins},
     tables::Tables,
+    upgrade::{self, UpgradeError},
     workload::{Attached, Lasting, Listening, Programs, Subject},
 };
 use crate::{model::cgroup::CgroupPattern, sys::cgroup::Cgroup};
@@ -41,8 +43,8 @@ pub struct Node {
     bpf: Ebpf,
     loader: Loader,
     tables: Tables,
-    /// Directories of other objects, while pods are attached with them.
-    older: BTreeMap<PathBuf, Tables>,
+    /// Of our object: what must be attached.
+    object: String,
     /// Why nothing is redirected, if so.
     no_redirect: Option<String>,
     events: Option<RingBuf<MapData>>,
@@ -64,7 +66,7 @@ impl Node {
     pub fn open(base: &Path) -> Result<(Self, Vec<Adopted>), AttachError> {
         pins::prepare(base)?;
         let alone = pins::hold(base)?;
-        let shared = Pins::open(base, OBJECT)?;
+        let shared = Pins::open(base, Layout::own()?)?;
         let (own, held) = shared.claim_for_agent()?;
         let swept = sweep(&shared)?;
         let (tunables, mut no_redirect) = match features::tunables() {
@@ -76,7 +78,7 @@ impl Node {
         // Each pod gets an object of its own for its lookup.
         let mut bpf = loader.load(NO_SLOT)?;
         if no_redirect.is_none()
-            && let Err(error) = load::attach_relay(&mut bpf, &shared)
+            && let Err(error) = load::attach_relay(&mut bpf, &shared, false)
         {
             no_redirect = Some(error.to_string());
         }
@@ -92,16 +94,62 @@ impl Node {
             bpf,
             loader,
             tables,
-            older: BTreeMap::new(),
+            object: object_name(&tunables),
             no_redirect,
             events,
             _held: held,
             _alone: alone,
         };
-        let mut adopted = node.adopt(&shared)?;
-        drop(shared);
-        adopted.extend(node.adopt_older()?);
+        // Others first: of a pod that is there twice the last one counts.
+        let mut adopted = node.adopt_others()?;
+        adopted.extend(node.adopt(&shared)?);
         Ok((node, adopted))
+    }
+
+    /// Whether what is attached are programs of another object of our layout.
+    pub fn is_outdated(&self) -> bool {
+        let links = |directory: &Path| {
+            let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+            entries
+                .filter(|entry| entry.file_name() != names::EVENTS)
+                .any(|entry| entry.path().is_file())
+        };
+        let pods = fs::read_dir(self.shared.join("workloads"))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|entry| entry.file_name().to_string_lossy().contains('@'))
+            .any(|entry| links(&entry.path()));
+        !self.own.join(&self.object).exists() && (pods || links(&self.own))
+    }
+
+    /// Puts our programs in the place of those of a former agent. `refused`: why they failed the self-test, if they did.
+    pub fn upgrade(&mut self, refused: Option<&str>) -> Result<(), UpgradeError> {
+        if let Some(why) = refused.filter(|_| !self.is_unproven() && self.no_redirect.is_none()) {
+            return Err(UpgradeError::Refused(why.to_owned()));
+        }
+        let shared = Pins::lock(self.shared.clone())?;
+        upgrade::try_lookup(&mut self.loader)?;
+        let links = upgrade::replace(&mut self.bpf, &mut self.loader, &shared)?;
+        info!(links, "the programs of a former agent are replaced by ours");
+        Ok(())
+    }
+
+    /// Says whose programs are attached, for the next agent.
+    pub fn sign(&self) -> Result<(), PinError> {
+        let signature = self.own.join(&self.object);
+        let other = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| name.starts_with(OBJECT_PREFIX)) && *path != signature
+        };
+        let entries = fs::read_dir(&self.own).into_iter().flatten().flatten();
+        let others: Vec<_> = entries.map(|entry| entry.path()).filter(other).collect();
+        pins::mark(&signature)?;
+        for other in others {
+            // It says nothing any more.
+            let _ = fs::remove_dir(other);
+        }
+        Ok(())
     }
 
     /// Whether the self-test has to run: it has not, since the machine started.
@@ -151,7 +199,7 @@ impl Node {
         outbound_port: u16,
         listeners: Listening<'_>,
     ) -> Result<Attached, AttachError> {
-        let shared = Pins::open(&self.base, OBJECT)?;
+        let shared = Pins::open(&self.base, Layout::own()?)?;
         let pins = shared.claim_for_pod(&subject.steering.name, pod)?;
         let (slot, directory) = (pins.slot, pins.directory.clone());
         let attached = self.try_attach(pins, subject, outbound_port, listeners);
@@ -182,10 +230,9 @@ impl Node {
         Ok(attached)
     }
 
-    /// Whether the pod can go on as it is attached, with the proxy in the cgroup `proxy` and the namespace `netns`.
-    pub fn can_hand_over(&self, attached: &Attached, proxy: u64, netns: u64) -> bool {
-        let served = links::serves_proxy(attached.directory(), proxy);
-        attached.netns() == netns && (served || self.is_ours(attached))
+    /// Whether the pod can go on as it is attached, with a proxy in the namespace `netns`.
+    pub fn can_hand_over(&self, attached: &Attached, netns: u64) -> bool {
+        attached.netns() == netns && self.is_ours(attached)
     }
 
     /// The pod has another proxy now, or the same one again: see [`Node::can_hand_over`].
@@ -196,12 +243,12 @@ impl Node {
         outbound_port: u16,
         listeners: Listening<'_>,
     ) -> Result<(), AttachError> {
-        let _shared = Pins::lock(self.directory_of(attached))?;
+        let _shared = Pins::lock(self.shared.clone())?;
         if !links::serves_proxy(attached.directory(), subject.proxy.id()?) {
             links::serve_proxy(&mut self.bpf, subject.proxy, attached.directory())?;
         }
         let redirect = self.no_redirect.is_none();
-        let tables = self.tables_of(attached);
+        let tables = &mut self.tables;
         attached.hand_over(tables, subject, outbound_port, listeners, redirect)
     }
 
@@ -211,9 +258,11 @@ impl Node {
         attached: &mut Attached,
         steering: &crate::model::Steering,
     ) -> Result<(), AttachError> {
+        if !self.is_ours(attached) {
+            return Err(AttachError::OtherLayout);
+        }
         let redirect = self.no_redirect.is_none();
-        let tables = self.tables_of(attached);
-        attached.reload(tables, steering, redirect)
+        attached.reload(&mut self.tables, steering, redirect)
     }
 
     /// Excludes what `patterns` want below the pod's cgroup, and no more.
@@ -223,38 +272,48 @@ impl Node {
         pod: &Cgroup,
         patterns: &[CgroupPattern],
     ) -> Result<(), AttachError> {
-        let slot = attached.slot();
-        let tables = self.tables_of(attached);
-        exclusion::apply(tables, slot, pod, patterns)?;
+        if self.is_ours(attached) {
+            exclusion::apply(&mut self.tables, attached.slot(), pod, patterns)?;
+        }
         Ok(())
     }
 
     /// The ids of the cgroups in which the pod's proxies run, or ran.
-    pub fn proxies_of(&mut self, attached: &Attached) -> Vec<u64> {
-        let slot = attached.slot();
-        self.tables_of(attached).cgroups_in_role(slot, ROLE_PROXY)
+    pub fn proxies_of(&self, attached: &Attached) -> Vec<u64> {
+        match self.is_ours(attached) {
+            true => self.tables.cgroups_in_role(attached.slot(), ROLE_PROXY),
+            false => Vec::new(),
+        }
     }
 
     /// A proxy's cgroup is gone, and its id may be another one's tomorrow.
     pub fn forget_proxy(&mut self, attached: &Attached, id: u64) -> Result<(), AttachError> {
         links::forget_proxy(attached.directory(), id);
-        Ok(self.tables_of(attached).forget_cgroup(id)?)
+        Ok(self.tables.forget_cgroup(id)?)
     }
 
-    /// What the kernel half counted for a pod.
-    pub fn counts(&mut self, attached: &Attached) -> Result<Vec<(Counter, u64)>, AttachError> {
-        let slot = attached.slot();
-        Ok(self.tables_of(attached).counts(slot)?)
+    /// What the kernel half counted for a pod; nothing for one that is of another layout.
+    pub fn counts(&self, attached: &Attached) -> Result<Vec<(Counter, u64)>, AttachError> {
+        match self.is_ours(attached) {
+            true => Ok(self.tables.counts(attached.slot())?),
+            false => Ok(Vec::new()),
+        }
     }
 
     /// Detaches a pod and forgets it.
     pub fn leave(&mut self, attached: Attached) -> Result<(), AttachError> {
-        let directory = self.directory_of(&attached);
-        let shared = Pins::lock(directory.clone())?;
-        attached.leave(self.tables_in(&directory), &shared)?;
-        if directory != self.shared && shared.workloads()?.is_empty() {
-            self.older.remove(&directory);
-            shared.remove_if_unused()?;
+        if self.is_ours(&attached) {
+            let shared = Pins::lock(self.shared.clone())?;
+            return attached.leave(&mut self.tables, &shared);
+        }
+        let directory = attached.directory().to_owned();
+        let shared = directory.parent().and_then(Path::parent);
+        let shared = Pins::lock(shared.unwrap_or(&self.shared).to_owned())?;
+        drop(attached);
+        // Entries of the maps stay: they mean nothing to anybody without links, and go with the maps.
+        shared.remove(&directory)?;
+        if shared.remove_if_unused()? {
+            info!(directory = %shared.directory.display(), "the last pod of another layout has gone");
         }
         Ok(())
     }
@@ -269,7 +328,7 @@ impl Node {
             _held: held,
             ..
         } = self;
-        let shared = Pins::open(&base, OBJECT)?;
+        let shared = Pins::open(&base, Layout::own()?)?;
         if shared.workloads()?.is_empty() {
             drop((bpf, tables, held));
             // Their directory is removed with the rest.
@@ -281,84 +340,71 @@ impl Node {
         Ok(())
     }
 
-    fn is_ours(&self, attached: &Attached) -> bool {
+    /// Whether the pod is attached in the directory of our layout.
+    pub fn is_ours(&self, attached: &Attached) -> bool {
         attached.directory().starts_with(&self.shared)
     }
 
-    /// The directory with the maps of the pod's object.
-    fn directory_of(&self, attached: &Attached) -> PathBuf {
-        let directory = attached.directory().parent().and_then(Path::parent);
-        directory.unwrap_or(&self.shared).to_owned()
-    }
-
-    fn tables_of(&mut self, attached: &Attached) -> &mut Tables {
-        let directory = self.directory_of(attached);
-        self.tables_in(&directory)
-    }
-
-    fn tables_in(&mut self, directory: &Path) -> &mut Tables {
-        self.older.get_mut(directory).unwrap_or(&mut self.tables)
-    }
-
-    /// The pods in a directory whose agent is gone.
+    /// The pods in our directory, whose agent is gone.
     fn adopt(&mut self, shared: &Pins) -> Result<Vec<Adopted>, AttachError> {
-        let tables = self
-            .older
-            .get_mut(&shared.directory)
-            .unwrap_or(&mut self.tables);
         let mut adopted = Vec::new();
-        for found in shared.workloads()? {
-            let Some(pod) = found.pod else { continue };
-            let taken = WorkloadPins::take(found.slot, found.directory.clone());
-            let attached = match taken.map(|pins| Attached::adopt(pins, tables)) {
-                Ok(attached) => attached?,
-                Err(error) => {
-                    warn!(workload = found.name, %error, "left to whoever holds it");
-                    continue;
-                }
-            };
-            let flags = tables.workload(found.slot)?.flags;
+        for (name, pod, pins) in orphans(shared)? {
+            let flags = self.tables.workload(pins.slot)?.flags;
             adopted.push(Adopted {
-                name: found.name,
+                name,
                 pod,
                 fails_closed: flags & WORKLOAD_FAIL_CLOSED != 0,
-                attached,
+                attached: Attached::adopt(pins, &self.tables)?,
             });
         }
         Ok(adopted)
     }
 
-    /// Those of other objects whose maps we understand.
-    fn adopt_older(&mut self) -> Result<Vec<Adopted>, AttachError> {
+    /// Those that were attached by an agent of another layout.
+    fn adopt_others(&self) -> Result<Vec<Adopted>, AttachError> {
         let mut adopted = Vec::new();
         for directory in Pins::versions(&self.base) {
-            if directory == self.shared || !is_of_our_abi(&directory) {
+            if directory == self.shared {
                 continue;
             }
-            let tables = match Tables::open(&directory) {
-                Ok(tables) => tables,
-                Err(error) => {
-                    warn!(directory = %directory.display(), %error, "pins of another object are left alone");
-                    continue;
-                }
-            };
             let shared = Pins::lock(directory.clone())?;
-            self.older.insert(directory.clone(), tables);
-            let found = self.adopt(&shared)?;
-            info!(directory = %directory.display(), pods = found.len(), "attached with another object");
+            let found = orphans(&shared)?;
+            info!(directory = %directory.display(), pods = found.len(), "attached with another layout: left as they are");
             if found.is_empty() {
-                self.older.remove(&directory);
                 shared.remove_if_unused()?;
             }
-            adopted.extend(found);
+            adopted.extend(found.into_iter().map(|(name, pod, pins)| Adopted {
+                name,
+                pod,
+                // Until its sidecar says.
+                fails_closed: true,
+                attached: Attached::foreign(pins),
+            }));
         }
         Ok(adopted)
     }
 }
 
-fn is_of_our_abi(directory: &Path) -> bool {
-    let name = directory.file_name().and_then(|name| name.to_str());
-    name.is_some_and(|name| name.starts_with(&format!("v{ABI_VERSION}-")))
+/// Pods that no agent holds: name, id of the cgroup, and their pins, held from now on.
+fn orphans(shared: &Pins) -> Result<Vec<(String, u64, WorkloadPins)>, PinError> {
+    let mut orphans = Vec::new();
+    for found in shared.workloads()? {
+        let Some(pod) = found.pod else { continue };
+        match WorkloadPins::take(found.slot, found.directory) {
+            Ok(pins) => orphans.push((found.name, pod, pins)),
+            Err(error) => warn!(workload = found.name, %error, "left to whoever holds it"),
+        }
+    }
+    Ok(orphans)
+}
+
+const OBJECT_PREFIX: &str = "object-";
+
+/// What tells our programs from those of other builds: the object, and what is set in it before it is loaded.
+fn object_name(tunables: &Tunables) -> String {
+    let set = format!("{tunables:?}");
+    let bytes = OBJECT.iter().copied().chain(set.into_bytes());
+    format!("{OBJECT_PREFIX}{:08x}", fingerprint(bytes))
 }
 
 /// What [`uninstall`] did.
@@ -380,10 +426,12 @@ pub fn uninstall(base: &Path) -> Result<Removed, AttachError> {
     }
     let _alone = pins::hold(base)?;
     let mut held = super::census::Census::default();
+    pins::discard(&base.join(pins::TRIAL))?;
     for directory in Pins::versions(base) {
         let shared = Pins::lock(directory.clone())?;
-        // Of an object whose maps we do not understand, the pins are all there is to remove.
-        let mut tables = match is_of_our_abi(&directory) {
+        // Of a layout that we do not understand, the pins are all there is to remove.
+        let ours = directory.file_name().and_then(|name| name.to_str());
+        let mut tables = match Layout::own().is_ok_and(|own| Some(own.name()) == ours) {
             true => Tables::open(&directory).ok(),
             false => None,
         };

@@ -1,11 +1,13 @@
 //! The pin directory on bpffs: what all sidecars of a node share, and one directory for each workload.
 //!
 //! ```text
-//! <base>/v<ABI>-<hash of the object>/   locked while it is changed
+//! <base>/v<ABI>-<hash of the maps>/     locked while it is changed
 //!     WORKLOADS …                       shared maps, by name
-//!     relay_message                     the sk_msg program, attached to FLOWS
+//!     relay_stub                        the sk_msg program that is attached to FLOWS; what it calls is in RELAYS
 //!     agent/                            locked by the node's agent for as long as that lives
 //!         EVENTS, record_splice         what outlives it beside the workloads
+//!         object-<hash>/                whose programs are attached
+//!         probes-<id>-probe_sockops     on the kubelet's cgroup
 //!     workloads/<slot>-<name>/          locked by its sidecar for as long as that lives; links, with fail rule `closed` only
 //!     workloads/<slot>-<name>@<id>/     of the pod with that cgroup: locked by the agent; links always
 //! ```
@@ -24,14 +26,18 @@ use rustix::{
     fs::{FlockOperation, OFlags, flock, statfs},
     mount::{MountFlags, mount},
 };
-use sidecar_common::{layout::ABI_VERSION, settings::MAX_WORKLOADS};
+use sidecar_common::settings::MAX_WORKLOADS;
 use thiserror::Error;
+
+use super::layout::Layout;
 
 /// Where pins live unless told otherwise.
 pub const DEFAULT_DIRECTORY: &str = "/sys/fs/bpf/sidecar";
 const BPFFS: &str = "/sys/fs/bpf";
 /// The agent's directory among those of the workloads.
-const AGENT: &str = "agent";
+pub const AGENT: &str = "agent";
+/// Where an agent tries redirect, beside the directories of layouts.
+pub const TRIAL: &str = "trial";
 const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
 
 #[derive(Debug, Error)]
@@ -48,6 +54,10 @@ pub enum PinError {
     Taken(String),
     #[error("{MAX_WORKLOADS} workloads are enrolled on this node already")]
     Full,
+    #[error(
+        "{0} is no map of ours, although it is called like one: somebody else has put it there. End what uses it and remove it, or set another --bpffs"
+    )]
+    Foreign(PathBuf),
     #[error("{0} is held by another agent that runs; there is one a node")]
     Agent(PathBuf),
 }
@@ -95,16 +105,20 @@ const MAX_NAME: usize = 220;
 pub struct Held(#[expect(dead_code, reason = "holds the lock")] File);
 
 impl Pins {
-    /// Opens `<base>/v<ABI>-<hash>`, making it (and mounting bpffs) where it is missing; waits for the lock.
-    pub fn open(base: &Path, object: &[u8]) -> Result<Self, PinError> {
+    /// Opens the directory of objects with this layout, making it (and mounting bpffs) where it is missing; waits for the
+    /// lock. Refuses maps that are not like those of the layout.
+    pub fn open(base: &Path, layout: &Layout) -> Result<Self, PinError> {
         ensure_bpffs(base)?;
-        let directory = base.join(format!("v{ABI_VERSION}-{:08x}", fingerprint(object)));
+        let directory = base.join(layout.name());
         loop {
             let workloads = directory.join("workloads");
             fs::create_dir_all(&workloads).map_err(failed("create", &workloads))?;
             // The last sidecar may remove the directory while we wait for it.
             match Self::lock(directory.clone()) {
-                Ok(pins) if workloads.is_dir() => return Ok(pins),
+                Ok(pins) if workloads.is_dir() => {
+                    layout.check(&pins.directory)?;
+                    return Ok(pins);
+                }
                 Ok(_) => {}
                 Err(PinError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
@@ -212,6 +226,13 @@ impl Pins {
         directory.is_dir() && hold(&directory).is_err()
     }
 
+    /// Whether nobody else who is alive uses the maps.
+    pub fn is_only(&self, own: &WorkloadPins) -> Result<bool, PinError> {
+        let workloads = self.workloads()?;
+        let mut others = workloads.iter().filter(|w| w.directory != own.directory);
+        Ok(others.all(|other| !other.alive) && !self.has_agent())
+    }
+
     /// Removes a workload's directory with its links, which detaches them.
     pub fn remove(&self, workload: &Path) -> Result<(), PinError> {
         remove_tree(workload).map_err(failed("remove", workload))
@@ -252,6 +273,19 @@ pub fn hold(directory: &Path) -> Result<Held, PinError> {
         Ok(()) => Ok(Held(lock)),
         Err(_) => Err(PinError::Agent(directory.to_owned())),
     }
+}
+
+/// Removes what a process left that was killed.
+pub fn discard(directory: &Path) -> Result<(), PinError> {
+    match directory.is_dir() {
+        true => remove_tree(directory).map_err(failed("remove", directory)),
+        false => Ok(()),
+    }
+}
+
+/// Leaves a word: bpffs keeps no files, but directories.
+pub fn mark(directory: &Path) -> Result<(), PinError> {
+    fs::create_dir_all(directory).map_err(failed("create", directory))
 }
 
 /// Makes the directory of all versions, and mounts bpffs where it is missing.
@@ -308,11 +342,4 @@ fn ensure_bpffs(base: &Path) -> Result<(), PinError> {
     }
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("bpf", BPFFS, "bpf", flags, None).map_err(|e| refused(e.into()))
-}
-
-/// FNV-1a: tells builds apart, guards nothing.
-fn fingerprint(object: &[u8]) -> u32 {
-    object.iter().fold(0x811c_9dc5, |hash, byte| {
-        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-    })
 }

@@ -111,6 +111,15 @@ impl Attached {
         })
     }
 
+    /// Takes over a workload that is attached with maps that we do not understand.
+    pub fn foreign(pins: WorkloadPins) -> Self {
+        Self {
+            pins,
+            links: Links::default(),
+            netns: 0,
+        }
+    }
+
     pub fn slot(&self) -> u32 {
         self.pins.slot
     }

@@ -9,6 +9,7 @@ mod load;
 mod many;
 mod restarts;
 mod upgrade;
+mod versions;
 
 use std::time::Duration;
 

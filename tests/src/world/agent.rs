@@ -28,6 +28,7 @@ pub struct Agent<'w> {
     starts: u32,
     admin: SocketAddr,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 impl<'w> Agent<'w> {
@@ -44,6 +45,7 @@ impl<'w> Agent<'w> {
             starts: 0,
             admin: (Ipv4Addr::LOCALHOST, 15098).into(),
             arguments: arguments.iter().map(|&word| word.to_owned()).collect(),
+            environment: Vec::new(),
         };
         agent.restart(&programs::sidecar()?)?;
         Ok(agent)
@@ -53,6 +55,21 @@ impl<'w> Agent<'w> {
     pub fn restart(&mut self, binary: &Path) -> Result<()> {
         self.launch(binary)?;
         self.wait()
+    }
+
+    /// Variables of the agents that are started from now on; no others.
+    pub fn set_environment(&mut self, variables: &[(&str, &str)]) {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        self.environment = variables.iter().map(owned).collect();
+    }
+
+    /// As [`Agent::restart`], of one that ends by itself with exit code 1: what it said.
+    pub fn launch_expecting_failure(&mut self, binary: &Path) -> Result<String> {
+        self.launch(binary)?;
+        let running = self.running.take().context("it has ended")?;
+        let finished = running.finish(READY_LIMIT)?;
+        ensure!(finished.code() == 1, "the agent started: {finished:?}");
+        Ok(finished.stderr)
     }
 
     /// As [`Agent::restart`], and waits for nothing.
@@ -66,7 +83,8 @@ impl<'w> Agent<'w> {
             .arg(self.socket())
             .arg("--bpffs")
             .arg(self.world.bpffs())
-            .args(&self.arguments);
+            .args(&self.arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
         let name = format!("agent-{}", self.starts);
         self.running = Some(Running::start(&name, self.world.directory(), &mut command)?);
         Ok(())

@@ -10,7 +10,7 @@ use crate::{
         caller::{CallerError, is_alive},
         foreign::ForeignError,
     },
-    kernel::workload::Listening,
+    kernel::{links::serves_proxy, workload::Listening},
 };
 
 impl State {
@@ -64,11 +64,18 @@ impl State {
         let Some(inbound) = listeners.first() else {
             return Ok(());
         };
+        let proxy_id = found.proxy.id().map_err(ForeignError::from)?;
+        // The agent has just started, and the pod is attached for a proxy in this cgroup.
+        let again = self.pods.get(&pod_id).is_some_and(|pod| {
+            pod.company.is_none()
+                && pod.sidecar.is_none()
+                && serves_proxy(pod.attached.directory(), proxy_id)
+        });
         let sidecar = Sidecar {
             id,
             pid: found.pid,
             uid: 0,
-            cgroup_id: found.proxy.id().map_err(ForeignError::from)?,
+            cgroup_id: proxy_id,
             cgroup: found.proxy,
             release: "foreign".to_owned(),
             to: channel().0,
@@ -85,6 +92,7 @@ impl State {
                     inbound: *inbound,
                     unmarked: &listeners,
                 },
+                again,
             },
             sidecar,
         )?;

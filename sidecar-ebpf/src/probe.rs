@@ -1,0 +1,58 @@
+//! Probes of the kubelet reach the application without its proxy: they cannot prove an identity. They are known by the
+//! cgroup that the connecting process is in, so that nobody else on the node, nor at its address, is let through.
+
+use aya_ebpf::{macros::sock_ops, programs::SockOpsContext};
+use sidecar_common::{address::Address, flow::FlowKey};
+
+use crate::{
+    context::{Ends, Operation, read, update},
+    maps::{PROBES, PROBES_LOST},
+    sockops::{STATE, STATE_CB_FLAG, TCP_CLOSE, TCP_CONNECT},
+};
+
+/// For the kubelet's own cgroup: notes its connections before the first packet of each, until they close.
+#[sock_ops]
+pub fn probe_sockops(ctx: SockOpsContext) -> u32 {
+    let _ = match ctx.op() {
+        TCP_CONNECT => connecting(&ctx),
+        STATE if ctx.arg(1) == TCP_CLOSE => closed(&ctx),
+        _ => None,
+    };
+    1
+}
+
+#[inline(always)]
+fn connecting(ctx: &SockOpsContext) -> Option<()> {
+    let flow = ctx.flow();
+    if flow.netns != 0 {
+        // Loopback: never a pod's.
+        return None;
+    }
+    // Else it would stay for ever, for whoever has the port next.
+    ctx.set_cb_flags(STATE_CB_FLAG).ok()?;
+    let cookie = ctx.cookie();
+    if PROBES.insert(&flow.peer(), &cookie, 0).is_err() {
+        update(PROBES_LOST.get_ptr_mut(0)?, |lost| *lost += 1);
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn closed(ctx: &SockOpsContext) -> Option<()> {
+    let key = ctx.flow().peer();
+    if read(PROBES.get_ptr(&key)?) == ctx.cookie() {
+        let _ = PROBES.remove(&key);
+    }
+    Some(())
+}
+
+/// Whether the connection comes from the kubelet.
+#[inline(always)]
+pub fn is_probe(local: Address, remote: Address) -> bool {
+    let key = FlowKey {
+        netns: 0,
+        local,
+        remote,
+    };
+    PROBES.get_ptr(&key).is_some()
+}
