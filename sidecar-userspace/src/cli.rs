@@ -157,6 +157,17 @@ pub struct Serve {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub byo_proxy: Option<PathBuf>,
 
+    /// The kubelet's cgroup, such as /system.slice/kubelet.service: connections of processes in it reach applications without
+    /// their proxies, so that probes work whatever mutual TLS or policy a pod asks for. May be given several times; `none`: there
+    /// is none. Without it the usual ones are looked for.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::DirPath)]
+    pub kubelet_cgroup: Vec<PathBuf>,
+
+    /// Serve the kubelet as the CSI driver agent.sidecar.internal, whose volume is the directory of the socket: for pods that
+    /// must not have hostPath volumes. DIR is the kubelet's, usually /var/lib/kubelet, at the same path as for the kubelet.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub csi: Option<PathBuf>,
+
     /// Metrics, health and the list of workloads.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15098")]
     pub admin: SocketAddr,

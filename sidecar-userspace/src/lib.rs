@@ -5,6 +5,7 @@
 //! - [`cli`], the command line; [`command`], its verbs
 //! - [`config`], the file, compiled to the model, and its replacement at run time
 //! - [`connection`], the eight steps of a connection, from accept to its record
+//! - [`csi`], how pods get the directory of its socket
 //! - [`enrol`], how a sidecar without privilege asks the node's agent to attach for it
 //! - [`fetch`], one request to somebody else's server
 //! - [`http`], the relay of HTTP messages
@@ -27,6 +28,7 @@ pub mod cli;
 pub mod command;
 pub mod config;
 pub mod connection;
+pub mod csi;
 pub mod enrol;
 pub mod fetch;
 pub mod http;

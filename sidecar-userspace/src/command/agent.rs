@@ -25,11 +25,12 @@ use super::{
 };
 use crate::{
     cli::{Agent as Arguments, AgentVerb, Serve, Uninstall},
+    csi,
     enrol::{
         agent::{Agent, listen},
         caller::Host,
         foreign,
-        state::State,
+        state::{Kubelets, State},
     },
     kernel::{
         attach::{AttachError, Enrolment, own_namespace},
@@ -96,7 +97,10 @@ fn serve(args: Serve) -> Result<ExitCode> {
         adopted = adopted.len(),
         redirect, "the kernel half is loaded"
     );
-    let state = Rc::new(RefCell::new(State::new(node, host, adopted, foreign)));
+    let kubelets = Kubelets::new(host.mount_point(), &args.kubelet_cgroup);
+    let mut state = State::new(node, host, adopted, foreign, kubelets);
+    state.look_for_kubelets();
+    let state = Rc::new(RefCell::new(state));
     let served = runtime.block_on(LocalSet::new().run_until(served(&args, signals, &state)));
     // Its tasks hold the state, too.
     drop(runtime);
@@ -148,6 +152,14 @@ async fn served(args: &Serve, mut signals: Signals, state: &Rc<RefCell<State>>) 
     }
     spawn_local(look_after(state.clone()));
     spawn_local(agent.serve(listener));
+    let _csi = match &args.csi {
+        Some(kubelet) => {
+            let directory = args.socket.parent().unwrap_or(Path::new("/"));
+            let served = csi::serve(kubelet, directory);
+            Some(served.context("cannot serve the kubelet as a CSI driver")?)
+        }
+        None => None,
+    };
     info!(socket = %args.socket.display(), admin = %args.admin, "sidecars can enrol");
     tell_systemd(NotifyState::Ready);
     if let (Some(api), Some(node)) = (api, args.untaint.clone()) {
@@ -170,6 +182,7 @@ async fn look_after(state: Rc<RefCell<State>>) {
         state.look_after(round == 0);
         if round == 0 {
             state.look_for_foreign();
+            state.look_for_kubelets();
         }
     }
 }

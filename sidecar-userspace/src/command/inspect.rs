@@ -4,12 +4,17 @@ use std::{collections::BTreeMap, process::ExitCode};
 
 use anyhow::Result;
 use serde::Serialize;
-use sidecar_common::settings::ROLE_EXCLUDED;
+use sidecar_common::settings::{ROLE_EXCLUDED, WORKLOAD_REDIRECT};
 
 use super::{look_from_the_node, require_root};
 use crate::{
     cli::Inspect,
-    kernel::{pins::Pins, tables::Tables},
+    kernel::{
+        layout::Layout,
+        links,
+        pins::{AGENT, FoundWorkload, Pins},
+        tables::Tables,
+    },
     sys::cgroup::Cgroup,
 };
 
@@ -21,6 +26,10 @@ struct Workload {
     pins: String,
     /// A living sidecar holds it, or the node's agent.
     sidecar: bool,
+    /// It is attached with an object of another ABI, whose maps we do not understand: what follows is not known, but for the
+    /// links.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    other_layout: bool,
     /// An agent attached it: the id of the pod's cgroup.
     #[serde(skip_serializing_if = "Option::is_none")]
     pod: Option<u64>,
@@ -37,6 +46,8 @@ struct Workload {
 #[derive(Serialize)]
 struct Node {
     workloads: Vec<Workload>,
+    /// Cgroups from which connections reach pods without their proxies.
+    kubelets: Vec<String>,
     /// Entries of the shared maps, by pin directory and map.
     entries: BTreeMap<String, BTreeMap<&'static str, usize>>,
 }
@@ -46,53 +57,24 @@ pub fn run(args: Inspect) -> Result<ExitCode> {
     look_from_the_node();
     let mut node = Node {
         workloads: Vec::new(),
+        kubelets: Vec::new(),
         entries: BTreeMap::new(),
     };
     for directory in Pins::versions(&args.pins.bpffs) {
         let shared = Pins::lock(directory)?;
-        let tables = Tables::open(&shared.directory)?;
-        node.entries
-            .insert(shared.directory.display().to_string(), tables.entries()?);
+        let kubelets = links::watched_for_probes(&shared.directory.join(AGENT));
+        node.kubelets.extend(kubelets.into_iter().map(shown));
+        let own = shared.directory.file_name() == Some(Layout::own()?.name().as_ref());
+        let tables = match own {
+            true => Some(Tables::open(&shared.directory)?),
+            false => None,
+        };
+        if let Some(tables) = &tables {
+            let directory = shared.directory.display().to_string();
+            node.entries.insert(directory, tables.entries()?);
+        }
         for found in shared.workloads()? {
-            let settings = tables.workload(found.slot)?;
-            let counts = tables.counts(found.slot)?;
-            let part = |bytes: bool| {
-                let part = counts
-                    .iter()
-                    .filter(|(counter, n)| counter.is_bytes() == bytes && *n > 0);
-                part.map(|(counter, n)| (counter.name(), *n)).collect()
-            };
-            let cgroup = |id| {
-                Cgroup::with_id(id)
-                    .map_or(format!("gone ({id})"), |c| c.path().display().to_string())
-            };
-            let links = std::fs::read_dir(&found.directory)
-                .into_iter()
-                .flatten()
-                .flatten();
-            let excluded = tables.cgroups_in_role(found.slot, ROLE_EXCLUDED);
-            node.workloads.push(Workload {
-                workload: found.name,
-                slot: found.slot,
-                pins: found.directory.display().to_string(),
-                sidecar: found.alive,
-                pod: found.pod,
-                cgroups: tables
-                    .cgroups_of(found.slot)
-                    .into_iter()
-                    .filter(|id| !excluded.contains(id))
-                    .map(&cgroup)
-                    .collect(),
-                excluded_cgroups: excluded.iter().copied().map(&cgroup).collect(),
-                outbound_port: settings.outbound_port,
-                redirect: settings.flags & sidecar_common::settings::WORKLOAD_REDIRECT != 0,
-                credit_bytes: settings.credit_bytes,
-                links: links
-                    .map(|link| link.file_name().to_string_lossy().into_owned())
-                    .collect(),
-                events: part(false),
-                bytes: part(true),
-            });
+            node.workloads.push(workload(found, tables.as_ref())?);
         }
     }
     if args.json {
@@ -103,9 +85,68 @@ pub fn run(args: Inspect) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What is known of a workload; `tables`: if we understand them.
+fn workload(found: FoundWorkload, tables: Option<&Tables>) -> Result<Workload> {
+    let links = std::fs::read_dir(&found.directory);
+    let links = links.into_iter().flatten().flatten();
+    let mut links: Vec<_> = links
+        .map(|link| link.file_name().to_string_lossy().into_owned())
+        .collect();
+    links.sort();
+    let mut workload = Workload {
+        workload: found.name,
+        slot: found.slot,
+        pins: found.directory.display().to_string(),
+        sidecar: found.alive,
+        other_layout: tables.is_none(),
+        pod: found.pod,
+        cgroups: found.pod.map(shown).into_iter().collect(),
+        excluded_cgroups: Vec::new(),
+        outbound_port: 0,
+        redirect: false,
+        credit_bytes: 0,
+        links,
+        events: BTreeMap::new(),
+        bytes: BTreeMap::new(),
+    };
+    let Some(tables) = tables else {
+        return Ok(workload);
+    };
+    let settings = tables.workload(found.slot)?;
+    workload.outbound_port = settings.outbound_port;
+    workload.redirect = settings.flags & WORKLOAD_REDIRECT != 0;
+    workload.credit_bytes = settings.credit_bytes;
+    let excluded = tables.cgroups_in_role(found.slot, ROLE_EXCLUDED);
+    let mut own = tables.cgroups_of(found.slot);
+    own.retain(|id| !excluded.contains(id));
+    workload.cgroups = own.into_iter().map(shown).collect();
+    workload.excluded_cgroups = excluded.into_iter().map(shown).collect();
+    for (counter, n) in tables.counts(found.slot)? {
+        let part = match counter.is_bytes() {
+            false => &mut workload.events,
+            true => &mut workload.bytes,
+        };
+        if n > 0 {
+            part.insert(counter.name(), n);
+        }
+    }
+    Ok(workload)
+}
+
+/// A cgroup for people.
+fn shown(id: u64) -> String {
+    match Cgroup::with_id(id) {
+        Some(cgroup) => cgroup.path().display().to_string(),
+        None => format!("gone ({id})"),
+    }
+}
+
 fn print(node: &Node) {
     if node.workloads.is_empty() {
         println!("no workload is enrolled on this node");
+    }
+    for kubelet in &node.kubelets {
+        println!("probes from {kubelet} reach applications without their proxies");
     }
     for workload in &node.workloads {
         let state = match (workload.pod, workload.sidecar) {
@@ -120,6 +161,10 @@ fn print(node: &Node) {
         }
         for cgroup in &workload.excluded_cgroups {
             println!("    excluded  {cgroup}");
+        }
+        if workload.other_layout {
+            println!("    attached with an object of another ABI: no more is known");
+            continue;
         }
         let redirect = if workload.redirect { "on" } else { "off" };
         println!(

@@ -84,6 +84,16 @@ impl Host {
         })
     }
 
+    /// Where cgroup v2 is mounted.
+    pub fn mount_point(&self) -> &Path {
+        &self.mount_point
+    }
+
+    /// The agent's cgroup.
+    pub fn own(&self) -> &Cgroup {
+        &self.own
+    }
+
     /// Whether it is the node's own.
     pub fn is_host(&self, namespace: netns::Id) -> bool {
         self.namespaces.contains(&namespace)

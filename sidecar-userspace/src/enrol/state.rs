@@ -2,7 +2,10 @@
 
 mod after;
 mod foreign;
+mod kubelet;
 mod shown;
+
+pub use kubelet::Kubelets;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -114,6 +117,7 @@ pub struct State {
     pods: BTreeMap<u64, Pod>,
     /// Proxies that do not enrol themselves, and what was last said of each.
     foreign: Vec<(Foreign, Option<String>)>,
+    kubelets: Kubelets,
     /// Sidecars that wait for the listeners of the one that serves their pod.
     waiting: BTreeMap<u64, (u64, ToSidecar)>,
     pub totals: Totals,
@@ -129,7 +133,13 @@ pub struct Totals {
 }
 
 impl State {
-    pub fn new(node: Node, host: Host, adopted: Vec<Adopted>, foreign: Vec<Foreign>) -> Self {
+    pub fn new(
+        node: Node,
+        host: Host,
+        adopted: Vec<Adopted>,
+        foreign: Vec<Foreign>,
+        kubelets: Kubelets,
+    ) -> Self {
         let ids: BTreeSet<u64> = adopted.iter().map(|adopted| adopted.pod).collect();
         let mut cgroups = Cgroup::with_ids(&ids);
         let mut state = Self {
@@ -137,6 +147,7 @@ impl State {
             node,
             pods: BTreeMap::new(),
             foreign: foreign.into_iter().map(|f| (f, None)).collect(),
+            kubelets,
             waiting: BTreeMap::new(),
             totals: Totals::default(),
         };

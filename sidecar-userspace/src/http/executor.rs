@@ -4,7 +4,7 @@ use hyper::rt::Executor;
 
 /// Runs futures on the current `LocalSet`.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct LocalExecutor;
+pub(crate) struct LocalExecutor;
 
 impl<F> Executor<F> for LocalExecutor
 where

@@ -16,7 +16,7 @@ mod authorise;
 mod body;
 mod client;
 mod exchange;
-mod executor;
+pub(crate) mod executor;
 mod expect;
 pub mod framing;
 mod headers;

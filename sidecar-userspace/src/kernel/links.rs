@@ -1,6 +1,7 @@
 //! Programs and what they are attached to: cgroups, a network namespace, the node.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
@@ -152,6 +153,37 @@ pub fn forget_proxy(directory: &Path, id: u64) {
     }
 }
 
+/// Has connections of the kubelet in `cgroup` known as its own, and pins that in `directory`.
+pub fn watch_probes(bpf: &mut Ebpf, cgroup: &Cgroup, directory: &Path) -> Result<(), AttachError> {
+    let id = cgroup.id()?;
+    let (name, link) = in_cgroup::<SockOps>(bpf, names::PROBE_SOCKOPS, &Target::open(cgroup)?)?;
+    let pinned = link.pin(probes_pin(directory, id));
+    pinned
+        .map(drop)
+        .map_err(|source| AttachError::Pin { name, source })
+}
+
+/// Takes back [`watch_probes`].
+pub fn forget_probes(directory: &Path, id: u64) {
+    // Not there: that is what is wanted.
+    let _ = std::fs::remove_file(probes_pin(directory, id));
+}
+
+/// Ids of the cgroups whose connections are known as the kubelet's.
+pub fn watched_for_probes(directory: &Path) -> BTreeSet<u64> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let id = |entry: std::fs::DirEntry| {
+        let name = entry.file_name();
+        let (id, program) = name.to_str()?.strip_prefix("probes-")?.split_once('-')?;
+        (program == names::PROBE_SOCKOPS).then(|| id.parse().ok())?
+    };
+    entries.filter_map(id).collect()
+}
+
+fn probes_pin(directory: &Path, id: u64) -> PathBuf {
+    directory.join(format!("probes-{id}-{}", names::PROBE_SOCKOPS))
+}
+
 /// Attaches the tracepoint that sees `splice(2)`, for the whole node.
 pub fn watch_splice(bpf: &mut Ebpf) -> Result<FdLink, AttachError> {
     on_tracepoint(bpf, names::RECORD_SPLICE, "sys_enter")
@@ -161,6 +193,7 @@ pub fn watch_splice(bpf: &mut Ebpf) -> Result<FdLink, AttachError> {
 pub fn load_all(bpf: &mut Ebpf) -> Result<(), LoadError> {
     load_as::<CgroupSock>(bpf, names::ACCEPT_SOCKET)?;
     load_as::<SockOps>(bpf, names::RELAY_SOCKOPS)?;
+    load_as::<SockOps>(bpf, names::PROBE_SOCKOPS)?;
     for name in [
         names::ACCEPT_CONNECT4,
         names::ACCEPT_CONNECT6,

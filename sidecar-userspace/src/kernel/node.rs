@@ -292,6 +292,27 @@ impl Node {
         Ok(self.tables.forget_cgroup(id)?)
     }
 
+    /// Has the kubelet's connections to pods let through to the application: those of processes in these cgroups, and of no
+    /// others any more.
+    pub fn let_through(&mut self, kubelets: &[Cgroup]) -> Result<(), AttachError> {
+        let mut obsolete = links::watched_for_probes(&self.own);
+        for kubelet in kubelets {
+            if !obsolete.remove(&kubelet.id()?) {
+                links::watch_probes(&mut self.bpf, kubelet, &self.own)?;
+                info!(cgroup = %kubelet.path().display(), "probes of the kubelet reach applications without their proxies");
+            }
+        }
+        for gone in obsolete {
+            links::forget_probes(&self.own, gone);
+        }
+        Ok(())
+    }
+
+    /// Connections of the kubelet that could not be noted.
+    pub fn probes_lost(&self) -> Result<u64, LoadError> {
+        self.tables.probes_lost()
+    }
+
     /// What the kernel half counted for a pod; nothing for one that is of another layout.
     pub fn counts(&self, attached: &Attached) -> Result<Vec<(Counter, u64)>, AttachError> {
         match self.is_ours(attached) {

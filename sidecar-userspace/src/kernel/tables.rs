@@ -48,6 +48,8 @@ pub struct Tables {
     counters: PerCpuArray<MapData, Counters>,
     pending: HashMap<MapData, FlowKey, Pending>,
     directions: HashMap<MapData, FlowKey, Direction>,
+    probes: HashMap<MapData, FlowKey, u64>,
+    probes_lost: PerCpuArray<MapData, u64>,
 }
 
 fn typed<T: TryFrom<Map, Error = MapError>>(
@@ -86,6 +88,8 @@ impl Tables {
             counters: typed(bpf, names::COUNTERS)?,
             pending: typed(bpf, names::PENDING)?,
             directions: typed(bpf, names::DIRECTIONS)?,
+            probes: typed(bpf, names::PROBES)?,
+            probes_lost: typed(bpf, names::PROBES_LOST)?,
         })
     }
 
@@ -104,6 +108,8 @@ impl Tables {
             counters: pinned(directory, names::COUNTERS, Map::PerCpuArray)?,
             pending: pinned(directory, names::PENDING, Map::HashMap)?,
             directions: pinned(directory, names::DIRECTIONS, Map::HashMap)?,
+            probes: pinned(directory, names::PROBES, Map::HashMap)?,
+            probes_lost: pinned(directory, names::PROBES_LOST, Map::PerCpuArray)?,
         })
     }
 
@@ -117,6 +123,7 @@ impl Tables {
             (names::LISTENING, self.listening.keys().count()),
             (names::PENDING, self.pending.keys().count()),
             (names::DIRECTIONS, self.directions.keys().count()),
+            (names::PROBES, self.probes.keys().count()),
             (names::PROFILES, self.profiles.keys().count()),
         ]))
     }
@@ -294,6 +301,13 @@ impl Tables {
         directions
             .find(|(_, direction)| direction.receiver == cookie)
             .map(|(flow, direction)| (flow, direction.sent_bytes))
+    }
+
+    /// Connections of the kubelet that found the map full: pods took them for anybody's.
+    pub fn probes_lost(&self) -> Result<u64, LoadError> {
+        let per_cpu = self.probes_lost.get(&0, 0);
+        let per_cpu = per_cpu.map_err(of(names::PROBES_LOST))?;
+        Ok(per_cpu.iter().sum())
     }
 
     /// What the kernel half counted for the workload, over all CPUs.

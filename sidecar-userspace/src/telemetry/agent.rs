@@ -125,6 +125,13 @@ impl Told {
                 totals.departures,
             ),
         ];
+        if let Ok(lost) = state.node().probes_lost() {
+            families.push(counter(
+                "sidecar_agent_probes_lost_total",
+                "Connections of the kubelet that pods took for anybody's: more at once than are kept.",
+                lost,
+            ));
+        }
         let mut kinds: BTreeMap<bool, Vec<Sample>> = BTreeMap::new();
         for counted in state.counts() {
             let counts = counted.counts.into_iter().filter(|(_, value)| *value > 0);

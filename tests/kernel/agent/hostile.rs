@@ -174,7 +174,7 @@ def ask(request, *fds):
     frame = b"SCR\x01" + struct.pack("<I", len(text)) + text
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     sent = s.sendmsg([frame], rights)
-    s.sendall(frame[sent:])
+    if frame[sent:]: s.sendall(frame[sent:])
     try:
         head = s.recv(8, socket.MSG_WAITALL)
         if len(head) < 8: return "closed"

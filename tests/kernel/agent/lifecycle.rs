@@ -1,10 +1,13 @@
 //! The order of start and end in a pod.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
-use anyhow::ensure;
+use anyhow::{Result, ensure};
 use rustix::process::Signal;
-use sidecar_tests::world::{Agent, Pod, Settings, World};
+use sidecar_tests::world::{Agent, Pod, Settings, World, programs};
 
 use super::{SOON, connects, load::said};
 
@@ -82,6 +85,42 @@ fn outbound_stays_open_until_the_application_has_gone() {
         ensure!(finished.code() == 0, "{finished:?}");
         let took = started.elapsed();
         ensure!(took >= Duration::from_secs(2), "it did not wait: {took:?}");
+        Ok(())
+    });
+}
+
+/// An init container that is listed before the sidecar runs before there is anything to steer to: it bypasses. One that
+/// comes after is as the application.
+#[test]
+fn what_runs_before_the_sidecar_bypasses_it() {
+    World::play(|world| {
+        let agent = Agent::start(world)?;
+        let server = world.workload("server")?;
+        let to = server.v4(7000).to_string();
+        let _echo = server.serving("echo", &["echo", "--listen", &to])?;
+        let mut pod = Pod::new(world, "a", &Settings::default())?;
+        let once = ["ping-pong", "--to", &to, "--rounds", "1"];
+        let init = |pod: &Pod<'_>, name: &str| -> Result<()> {
+            let cgroup = pod.workload.cgroup().join(name);
+            fs::create_dir(&cgroup)?;
+            let traffic = programs::traffic()?;
+            let container = pod.workload.start_in(&cgroup, name, traffic, &once)?;
+            container.finish(SOON)?.success()?;
+            Ok(fs::remove_dir(&cgroup)?)
+        };
+        init(&pod, "init-1")?;
+        pod.enrol(&agent)?;
+        ensure!(agent.kernel_events("a", "steered")? == 0, "it was steered");
+        init(&pod, "init-2")?;
+        ensure!(
+            agent.kernel_events("a", "steered")? == 1,
+            "it was not steered"
+        );
+        pod.run_traffic("app", &once)?;
+        ensure!(
+            agent.kernel_events("a", "steered")? == 2,
+            "it was not steered"
+        );
         Ok(())
     });
 }

@@ -1,12 +1,14 @@
 //! The node's agent and sidecars without privilege: real processes of another user, without a capability, in cgroups of
 //! their own, that are steered because an agent attaches for them.
 
+mod csi;
 mod enrolment;
 mod foreign;
 mod hostile;
 mod lifecycle;
 mod load;
 mod many;
+mod probes;
 mod restarts;
 mod upgrade;
 mod versions;

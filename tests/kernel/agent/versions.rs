@@ -231,6 +231,23 @@ fn changed_to_another_abi_and_back_under_load() {
         let _echo = c.serving("echo", &["echo", "--listen", &to])?;
         ensure!(connects(&a, &to)?, "the new pod is not reached");
         ensure!(agent.kernel_events("c", "inbound")? > 0, "not steered");
+        // `inspect` is of the first ABI, and tells of the pods of both.
+        let inspected = agent.inspect()?;
+        let known = |name: &str| {
+            let mut pods = inspected["workloads"].as_array().into_iter().flatten();
+            pods.find(|pod| pod["workload"] == name).cloned()
+        };
+        let (a_pod, c_pod) = (known("a").context("a")?, known("c").context("c")?);
+        ensure!(
+            a_pod["events"]["steered"].as_u64() > Some(0) && a_pod["sidecar"] == true,
+            "{a_pod}"
+        );
+        ensure!(
+            c_pod["other_layout"] == true && c_pod["links"].as_array().map(Vec::len) > Some(8),
+            "{c_pod}"
+        );
+        let cgroup = c.workload.cgroup().to_string_lossy().into_owned();
+        ensure!(c_pod["cgroups"] == serde_json::json!([cgroup]), "{c_pod}");
 
         // Back: now the new pod is the one that is left alone.
         agent.stop()?;

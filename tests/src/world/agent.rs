@@ -164,6 +164,19 @@ impl<'w> Agent<'w> {
         Running::start("uninstall", self.world.directory(), &mut command)?.finish(LIMIT)
     }
 
+    /// What `sidecar inspect --json` tells.
+    pub fn inspect(&self) -> Result<serde_json::Value> {
+        let mut command = self
+            .world
+            .command_beside("inspect", &programs::sidecar()?)?;
+        command.args(["inspect", "--json", "--bpffs"]);
+        command.arg(self.world.bpffs());
+        let running = Running::start("inspect", self.world.directory(), &mut command)?;
+        Ok(serde_json::from_str(
+            &running.finish(LIMIT)?.success()?.stdout,
+        )?)
+    }
+
     /// Open file descriptors.
     pub fn descriptors(&self) -> Result<usize> {
         Ok(fs::read_dir(format!("/proc/{}/fd", self.pid()?))?.count())
@@ -231,14 +244,54 @@ impl<'w> Pod<'w> {
         Ok(())
     }
 
+    /// As [`Pod::launch`], in a mount namespace of its own, arranged by the shell commands `mounts`, in which the agent's socket
+    /// is `socket`.
+    pub fn launch_in_mounts(&mut self, mounts: &str, socket: &str) -> Result<()> {
+        let mounts = format!("{mounts} && exec \"$@\"");
+        let unshare = programs::packaged("unshare", "util-linux")?;
+        let namespace = [
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            &mounts,
+            "sh",
+        ];
+        let mut words = vec![unshare.to_string_lossy().into_owned()];
+        words.extend(namespace.map(str::to_owned));
+        let proxy = self.sidecar(&words, Path::new(socket), "proxy", PROXY_UID)?;
+        self.proxy = Some(proxy);
+        Ok(())
+    }
+
     /// One more sidecar, in the cgroup `group` of the pod.
     pub fn another(&mut self, agent: &Agent<'_>, group: &str, uid: &str) -> Result<Running> {
+        self.sidecar(&[], &agent.socket(), group, uid)
+    }
+
+    /// `before`: the words of a command that runs the one that follows it.
+    fn sidecar(
+        &mut self,
+        before: &[String],
+        socket: &Path,
+        group: &str,
+        uid: &str,
+    ) -> Result<Running> {
         let workload = &self.workload;
         let name = workload.name();
         let configuration = workload.world().directory().join(format!("{name}.yaml"));
         fs::write(&configuration, self.settings.text(name))?;
         let setpriv = programs::packaged("setpriv", "util-linux")?;
-        let mut command = workload.command(&workload.cgroup().join(group), setpriv)?;
+        let cgroup = workload.cgroup().join(group);
+        let mut command = match before {
+            [] => workload.command(&cgroup, setpriv)?,
+            [program, arguments @ ..] => {
+                let mut command = workload.command(&cgroup, program)?;
+                command.args(arguments).arg(setpriv);
+                command
+            }
+        };
         command
             .args(["--reuid", uid, "--regid", uid, "--clear-groups"])
             .args([
@@ -251,7 +304,7 @@ impl<'w> Pod<'w> {
             .arg(programs::sidecar()?)
             .arg("proxy")
             .arg("--agent")
-            .arg(agent.socket())
+            .arg(socket)
             .arg("-c")
             .arg(&configuration);
         self.proxies += 1;
