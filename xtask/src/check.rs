@@ -145,7 +145,11 @@ fn documents_are_true(sidecar: &Path) -> Result<()> {
     commands.insert("cargo xtask".to_owned(), ours);
     let mut theirs = std::collections::BTreeMap::new();
     for verb in verbs_in_help(&process::output(Command::new(sidecar).arg("--help"))?) {
-        let help = help_of(sidecar, &verb)?;
+        let mut help = help_of(sidecar, &verb)?;
+        // Options of `sidecar ca issue` are found under `ca`.
+        for below in verbs_in_help(&help) {
+            help += &process::output(Command::new(sidecar).args([&verb, &below, "--help"]))?;
+        }
         theirs.insert(verb, help);
     }
     commands.insert("sidecar".to_owned(), theirs);

@@ -11,7 +11,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd, OwnedFd},
     rc::Rc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rustix::net::{
@@ -80,6 +80,8 @@ struct Pod {
     alone_since: Option<Instant>,
     /// Whether processes beside the sidecar were there at the last look.
     company: Option<bool>,
+    /// CPU time that others than the sidecar had taken when it enrolled: who comes and goes between two looks is noticed by it.
+    taken_by_others: Option<Duration>,
 }
 
 /// A sidecar that is connected.
@@ -173,6 +175,7 @@ impl State {
                 sidecar: None,
                 alone_since: Some(Instant::now()),
                 company: None,
+                taken_by_others: None,
             };
             if let Some(twice) = state.pods.insert(adopted.pod, pod) {
                 // An agent was killed between attaching anew and removing the old.
@@ -307,9 +310,10 @@ impl State {
             cgroup: cgroup.clone(),
             attached,
             steering,
-            sidecar: Some(sidecar),
             alone_since: None,
             company: None,
+            taken_by_others: after::taken_by_others(cgroup, &sidecar.cgroup),
+            sidecar: Some(sidecar),
         };
         self.pods.insert(id, pod);
         self.forget_gone_proxies(id);

@@ -217,6 +217,15 @@ impl Cgroup {
             .is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
     }
 
+    /// CPU time that its processes have taken, and those below it, also those that have ended. `None` if the kernel does not say.
+    pub fn cpu_time(&self) -> Option<Duration> {
+        let text = fs::read_to_string(self.path.join("cpu.stat")).ok()?;
+        let used = text
+            .lines()
+            .find_map(|line| line.strip_prefix("usage_usec "))?;
+        used.trim().parse().ok().map(Duration::from_micros)
+    }
+
     /// Removes the empty cgroup; processes that have just ended may still be counted for a moment.
     pub fn remove(&self) -> Result<(), CgroupError> {
         let deadline = Instant::now() + Duration::from_secs(5);

@@ -43,6 +43,32 @@ fn alone_it_ends() {
     });
 }
 
+/// A Job that the agent, which looks once a second, never sees: its cgroup is gone as well before the next look.
+#[test]
+fn a_job_of_a_moment_counts() {
+    World::play(|world| {
+        let agent = Agent::start(world)?;
+        let mut job = Pod::enrolled(&agent, "job", &Settings::default())?;
+        let cgroup = job.workload.cgroup().join("container");
+        fs::create_dir(&cgroup)?;
+        let started = Instant::now();
+        let application = job.workload.start_in(&cgroup, "job", "/bin/true", &[])?;
+        application.finish(SOON)?.success()?;
+        fs::remove_dir(&cgroup)?;
+        ensure!(
+            started.elapsed() < Duration::from_millis(900),
+            "too slow to test anything"
+        );
+        let finished = job.take_proxy()?.finish(SOON)?;
+        ensure!(finished.code() == 0, "{finished:?}");
+        ensure!(
+            finished.stderr.contains("the application has gone"),
+            "{finished:?}"
+        );
+        Ok(())
+    });
+}
+
 /// Told to end, the sidecar serves on while the application still works, and no longer than it may.
 #[test]
 fn outbound_stays_open_until_the_application_has_gone() {

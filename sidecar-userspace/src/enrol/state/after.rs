@@ -10,6 +10,9 @@ use crate::{enrol::message::Reply, model::FailRule, sys::cgroup::Cgroup};
 /// How long after the agent's own start a sidecar may take to come back before its pod counts as without one.
 const COME_BACK: Duration = Duration::from_secs(15);
 
+/// What starting a process takes at least.
+const A_PROCESS: Duration = Duration::from_micros(300);
+
 impl State {
     /// Looks after pods that have changed by themselves; to be called again and again.
     pub fn look_after(&mut self, company: bool) {
@@ -22,7 +25,9 @@ impl State {
             }
             match &pod.sidecar {
                 Some(sidecar) if company => {
-                    let present = has_company(&pod.cgroup, &sidecar.cgroup);
+                    let present = has_company(&pod.cgroup, &sidecar.cgroup)
+                        || pod.company.is_none_or(|had| !had)
+                            && had_company(&pod.cgroup, &sidecar.cgroup, &mut pod.taken_by_others);
                     if pod.company != Some(present) && say(&sidecar.to, Reply::Company { present })
                     {
                         pod.company = Some(present);
@@ -77,16 +82,42 @@ impl State {
 
 /// Whether anything but the sidecar and what keeps pods together runs in the pod.
 fn has_company(pod: &Cgroup, sidecar: &Cgroup) -> bool {
-    let is_company = |pid: &u32| {
-        // Of the sandbox: they live as long as the pod, and are no application.
-        const KEEPERS: [&str; 4] = ["pause", "catatonit", "podman-pause", "conmon"];
-        let name = fs::read_to_string(format!("/proc/{pid}/comm"));
-        name.is_ok_and(|name| !KEEPERS.contains(&name.trim_end()))
-    };
     let own = pod.processes().unwrap_or_default();
     let others = pod.children().into_iter().filter(|child| child != sidecar);
     own.iter().any(is_company)
         || others
             .filter(Cgroup::populated)
             .any(|child| child.all_processes().iter().any(is_company))
+}
+
+/// Whether anything has run in the pod since the last look, or the enrolment, and has gone: a Job may take less than a second.
+fn had_company(pod: &Cgroup, sidecar: &Cgroup, before: &mut Option<Duration>) -> bool {
+    let now = taken_by_others(pod, sidecar);
+    let had = matches!((now, *before), (Some(now), Some(before)) if now > before + A_PROCESS);
+    if had {
+        *before = now;
+    }
+    had
+}
+
+/// CPU time that others in the pod have taken than the sidecar and what keeps pods together. `None` where that cannot be told apart.
+pub(super) fn taken_by_others(pod: &Cgroup, sidecar: &Cgroup) -> Option<Duration> {
+    if !pod.processes().ok()?.is_empty() {
+        return None;
+    }
+    let all = pod.cpu_time()?;
+    let keeps = |child: &Cgroup| child.populated() && !child.all_processes().iter().any(is_company);
+    let children = pod.children();
+    let not_theirs = children
+        .iter()
+        .filter(|child| *child == sidecar || keeps(child))
+        .filter_map(Cgroup::cpu_time);
+    Some(all.saturating_sub(not_theirs.sum()))
+}
+
+/// Not of the sandbox: its processes live as long as the pod, and are no application.
+fn is_company(pid: &u32) -> bool {
+    const KEEPERS: [&str; 4] = ["pause", "catatonit", "podman-pause", "conmon"];
+    let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+    name.is_ok_and(|name| !KEEPERS.contains(&name.trim_end()))
 }
