@@ -92,7 +92,9 @@ fn garbage_floods_and_slow_senders_harm_nobody() {
         let mut flood = script(&evil, "flood", FLOOD, &agent)?;
         // Meanwhile others enrol, and are not made to wait for long.
         let started = Instant::now();
-        let b = Pod::enrolled(&agent, "b", &Settings::default())?;
+        // What connects from it is soon gone, as a Job is.
+        let stays = Settings::default().set("lifecycle.exitWhenAlone", false);
+        let b = Pod::enrolled(&agent, "b", &stays)?;
         let took = started.elapsed();
         println!("enrolled within {took:?} during a flood");
         ensure!(
