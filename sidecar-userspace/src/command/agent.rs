@@ -15,7 +15,6 @@ use anyhow::{Context, Result};
 use sd_notify::NotifyState;
 use tokio::{
     net::TcpListener,
-    runtime,
     task::{LocalSet, spawn_local},
 };
 use tracing::{info, warn};
@@ -64,13 +63,7 @@ pub fn run(args: Arguments) -> Result<ExitCode> {
 }
 
 fn serve(args: Serve) -> Result<ExitCode> {
-    let runtime = runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let signals = {
-        let _context = runtime.enter();
-        Signals::new().context("signal handlers")?
-    };
+    let (runtime, signals) = super::runtime()?;
     descriptors::raise_limit();
     let foreign = match &args.byo_proxy {
         Some(path) => foreign::load(path).map_err(|error| Usage(error.to_string()))?,

@@ -13,7 +13,6 @@ use std::{
 use anyhow::{Context, Result, bail};
 use tokio::{
     net::TcpListener,
-    runtime,
     task::{LocalSet, spawn_local},
 };
 use tracing::{info, warn};
@@ -121,13 +120,7 @@ fn read(path: &Path) -> io::Result<String> {
 }
 
 fn serve(args: ServeWebhook) -> Result<ExitCode> {
-    let runtime = runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let signals = {
-        let _context = runtime.enter();
-        Signals::new().context("signal handlers")?
-    };
+    let (runtime, signals) = super::runtime()?;
     let result = runtime.block_on(LocalSet::new().run_until(served(args, signals)));
     runtime.shutdown_background();
     result.map(|()| ExitCode::SUCCESS)

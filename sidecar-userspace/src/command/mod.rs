@@ -22,14 +22,15 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use tokio::runtime::{self, Runtime};
 use tracing::{debug, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     config::{self, ConfigErrors, SnapshotHandle},
     identity::source::keeper::Keeper,
-    lifecycle::readiness::Readiness,
+    lifecycle::{readiness::Readiness, signal::Signals},
     model::Snapshot,
     sys,
     telemetry::{admin::LogFilter, metrics::Metrics},
@@ -40,6 +41,18 @@ const USAGE: u8 = 2;
 
 /// Changes what is logged; set by [`init_log`].
 static LOG_FILTER: OnceLock<LogFilter> = OnceLock::new();
+
+/// The main thread's runtime, and the signals that end it: from here on one is an orderly end, however early it comes.
+fn runtime() -> Result<(Runtime, Signals)> {
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let signals = {
+        let _context = runtime.enter();
+        Signals::new().context("signal handlers")?
+    };
+    Ok((runtime, signals))
+}
 
 /// Logs to standard error: text for people, with colours where there is a terminal.
 pub fn init_log(filter: &str) -> Result<()> {

@@ -11,7 +11,6 @@ use std::{
 use anyhow::{Context, Result};
 use prometheus::IntGauge;
 use tokio::{
-    runtime,
     sync::watch,
     task::{LocalSet, spawn_local},
 };
@@ -36,13 +35,7 @@ pub fn run(args: Arguments) -> Result<ExitCode> {
         settings: args.settings,
     };
     let snapshot = source.load()?;
-    let runtime = runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let signals = {
-        let _context = runtime.enter();
-        Signals::new().context("signal handlers")?
-    };
+    let (runtime, signals) = super::runtime()?;
     let result =
         runtime.block_on(LocalSet::new().run_until(proxied(source, args.agent, snapshot, signals)));
     // A name look-up that hangs must not hold up the end.

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal};
-use tokio::{process::Command, runtime, task::LocalSet};
+use tokio::{process::Command, task::LocalSet};
 use tracing::{error, info, warn};
 
 use super::{
@@ -39,14 +39,7 @@ use crate::{
 pub fn run(args: Run) -> Result<ExitCode> {
     let snapshot = super::load(args.config.config.as_deref())?;
     require_root("run")?;
-    let runtime = runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    // From here on a signal is an orderly end, however early it comes.
-    let signals = {
-        let _context = runtime.enter();
-        Signals::new().context("signal handlers")?
-    };
+    let (runtime, signals) = super::runtime()?;
     let name = snapshot.workload.name.clone();
     let cgroups = Cgroups::create(&name, args.cgroup.as_deref())?;
     let (namespace, steering) = (own_namespace()?, Steering::from(&snapshot));

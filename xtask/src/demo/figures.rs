@@ -97,7 +97,7 @@ const ALWAYS: [&str; 5] = [
 ];
 
 /// What the kernel half's counters mean, by the value of their only label.
-const WORDS: [(&str, &str); 28] = [
+const WORDS: [(&str, &str); 29] = [
     ("steered", "connections steered to the proxy"),
     ("excluded", "connections left alone: excluded"),
     ("loopback", "connections left alone: loopback"),
@@ -116,6 +116,10 @@ const WORDS: [(&str, &str); 28] = [
     (
         "unprofitable",
         "sockets not paired: it does not pay on this port",
+    ),
+    (
+        "probe",
+        "connections of the kubelet passed to the application",
     ),
     ("redirected", "messages redirected past TCP"),
     ("joined", "  of these, past both proxies as well"),
