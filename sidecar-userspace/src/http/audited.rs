@@ -44,7 +44,7 @@ pub(super) struct Audited {
     held: BytesMut,
     ready: usize,
     end: Option<End>,
-    /// After a read that came short the next one is put off; see [`super::wire::Later`].
+    /// After a read that came short the next one is put off; see [`Wire`].
     http1: bool,
     short: bool,
 }
@@ -136,7 +136,7 @@ impl Audited {
         if std::mem::take(&mut self.short) && self.http1 {
             self.wire.put_off();
         }
-        if self.wire.waits() {
+        if self.wire.is_put_off() {
             return Poll::Pending;
         }
         let before = buf.filled().len();

@@ -24,24 +24,13 @@ pub(super) struct Wire {
     decision: Cell<Option<bool>>,
     /// The reader has something to do that no byte from the client announces.
     poke: Cell<bool>,
-    later: Cell<Later>,
+    /// Reading waits until the other tasks have had their turn. A read that came short has most likely emptied the socket: what came of
+    /// it is passed on first, and the question whether there is more, a system call, is put behind that.
+    put_off: Cell<bool>,
     /// A response broke off: the client must not see an orderly end.
     broken: Cell<bool>,
     read_bytes: Cell<u64>,
     written_bytes: Cell<u64>,
-}
-
-/// Whether more is read at once. A read that came short has most likely emptied the socket: what came of it is passed on first, and
-/// the question whether there is more, a system call, is put behind that.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Later {
-    /// At once.
-    #[default]
-    No,
-    /// When the other tasks have had their turn: who polls the connection sees to it.
-    PutOff,
-    /// They have had it.
-    Due,
 }
 
 /// What the connection waits for.
@@ -66,7 +55,7 @@ impl Default for Wire {
             slow: Cell::default(),
             decision: Cell::default(),
             poke: Cell::default(),
-            later: Cell::default(),
+            put_off: Cell::default(),
             broken: Cell::default(),
             read_bytes: Cell::default(),
             written_bytes: Cell::default(),
@@ -127,24 +116,16 @@ impl Wire {
     }
 
     pub fn put_off(&self) {
-        self.later.set(Later::PutOff);
+        self.put_off.set(true);
     }
 
-    /// Whether reading was put off, and the connection is to be polled again for it behind the other tasks.
+    pub fn is_put_off(&self) -> bool {
+        self.put_off.get()
+    }
+
+    /// Whether reading was put off: whoever polls the connection does so once more, behind the other tasks, and then it may read.
     pub fn take_put_off(&self) -> bool {
-        let put_off = self.later.get() == Later::PutOff;
-        if put_off {
-            self.later.set(Later::Due);
-        }
-        put_off
-    }
-
-    /// Whether reading has to wait; what was put off and is due may read.
-    pub fn waits(&self) -> bool {
-        if self.later.get() == Later::Due {
-            self.later.set(Later::No);
-        }
-        self.later.get() == Later::PutOff
+        self.put_off.take()
     }
 
     pub fn set_broken(&self) {
