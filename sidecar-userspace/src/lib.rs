@@ -6,6 +6,7 @@
 //! - [`config`], the file, compiled to the model, and its replacement at run time
 //! - [`connection`], the eight steps of a connection, from accept to its record
 //! - [`csi`], how pods get the directory of its socket
+//! - [`endpoint`], what listens beside the connections that are proxied
 //! - [`enrol`], how a sidecar without privilege asks the node's agent to attach for it
 //! - [`fetch`], one request to somebody else's server
 //! - [`http`], the relay of HTTP messages
@@ -29,6 +30,7 @@ pub mod command;
 pub mod config;
 pub mod connection;
 pub mod csi;
+pub mod endpoint;
 pub mod enrol;
 pub mod fetch;
 pub mod http;

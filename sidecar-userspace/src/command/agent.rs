@@ -122,8 +122,7 @@ async fn served(args: &Serve, mut signals: Signals, state: &Rc<RefCell<State>>) 
     let admin = TcpListener::bind(args.admin)
         .await
         .with_context(|| format!("cannot listen on {} for admin connections", args.admin))?;
-    let listener = listen(&args.socket)
-        .with_context(|| format!("cannot listen on {}", args.socket.display()))?;
+    let listener = listen(&args.socket)?;
     let agent = Agent::new(state.clone());
     spawn_local(telemetry::serve(
         admin,

@@ -1,6 +1,6 @@
 //! gRPC as far as a driver needs it: calls of one message each way, on HTTP/2 over a Unix socket of root's.
 
-use std::{convert::Infallible, rc::Rc, time::Duration};
+use std::{convert::Infallible, rc::Rc};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
@@ -8,10 +8,13 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::TokioIo;
 use prost::Message;
-use tokio::{net::UnixListener, task::spawn_local};
+use tokio::net::UnixListener;
 use tracing::{debug, warn};
 
-use crate::http::executor::LocalExecutor;
+use crate::{
+    endpoint::{self, UNBOUNDED},
+    http::executor::LocalExecutor,
+};
 
 /// What the kubelet sends is some kilobytes.
 const MAX_BYTES: usize = 256 * 1024;
@@ -58,27 +61,20 @@ pub fn decode<T: Message + Default>(message: Bytes) -> Result<T, Status> {
 
 /// Serves for as long as it is polled. Needs a local task set.
 pub async fn serve(listener: UnixListener, service: Rc<impl Service>) -> Infallible {
-    loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                warn!(%error, "cannot accept a connection of the kubelet");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
+    endpoint::accept(listener, "kubelet", UNBOUNDED, |stream| {
         let service = service.clone();
-        spawn_local(async move {
-            let answer = service_fn(move |request: Request<Incoming>| {
-                let service = service.clone();
-                async move { Ok::<_, Infallible>(answer(&*service, request).await) }
-            });
-            let server = http2::Builder::new(LocalExecutor);
+        let answer = service_fn(move |request: Request<Incoming>| {
+            let service = service.clone();
+            async move { Ok::<_, Infallible>(answer(&*service, request).await) }
+        });
+        let server = http2::Builder::new(LocalExecutor);
+        async move {
             if let Err(error) = server.serve_connection(TokioIo::new(stream), answer).await {
                 debug!(%error, "a connection of the kubelet ended");
             }
-        });
-    }
+        }
+    })
+    .await
 }
 
 type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;

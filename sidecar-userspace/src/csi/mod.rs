@@ -24,10 +24,14 @@ use std::{
     rc::Rc,
 };
 
-use tokio::{net::UnixListener, task::spawn_local};
+use tokio::task::spawn_local;
 use tracing::info;
 
 use self::{node::Driver, registration::Registration, volume::Volumes};
+use crate::endpoint::unix;
+
+/// Permissions of the sockets: nobody but the kubelet calls.
+const FOR_ROOT: u32 = 0o600;
 
 /// Name of the driver; what a `CSIDriver` object is called, and pods say.
 pub const DRIVER: &str = "agent.sidecar.internal";
@@ -46,9 +50,9 @@ pub fn serve(kubelet: &Path, directory: &Path) -> io::Result<Served> {
         .join("plugins_registry")
         .join(format!("{DRIVER}-reg.sock"));
     let volumes = Volumes::new(directory, &kubelet.join("pods"))?;
-    let plugin = listen(&endpoint)?;
+    let plugin = unix(&endpoint, FOR_ROOT)?;
     // Last: from here on the kubelet calls the other one.
-    let registration = listen(&registry)?;
+    let registration = unix(&registry, FOR_ROOT)?;
     let driver = Rc::new(Driver::new(volumes));
     spawn_local(grpc::serve(plugin, driver));
     let registered = Rc::new(Registration::new(&endpoint));
@@ -57,25 +61,6 @@ pub fn serve(kubelet: &Path, directory: &Path) -> io::Result<Served> {
     Ok(Served {
         sockets: vec![registry, endpoint],
     })
-}
-
-/// A socket for root only, in place of a former one at once.
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    let failed = |error: io::Error| {
-        let path = path.display();
-        io::Error::new(error.kind(), format!("cannot listen on {path}: {error}"))
-    };
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(directory).map_err(failed)?;
-    // The kubelet passes over names with a dot before them.
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let new = path.with_file_name(format!(".{name}.new"));
-    let _ = std::fs::remove_file(&new);
-    let listener = UnixListener::bind(&new).map_err(failed)?;
-    let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    std::fs::set_permissions(&new, private).map_err(failed)?;
-    std::fs::rename(&new, path).map_err(failed)?;
-    Ok(listener)
 }
 
 impl Drop for Served {

@@ -7,11 +7,8 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     convert::Infallible,
-    fs, io,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::PermissionsExt,
-    },
+    io,
+    os::fd::{AsFd, OwnedFd},
     path::Path,
     rc::Rc,
     time::{Duration, Instant},
@@ -19,7 +16,6 @@ use std::{
 
 use tokio::{
     net::{UnixListener, UnixStream},
-    task,
     time::timeout,
 };
 use tracing::{debug, info, warn};
@@ -30,7 +26,10 @@ use super::{
     state::{State, channel},
     wire::{Wire, WireError},
 };
-use crate::model::Steering;
+use crate::{
+    endpoint::{self, UNBOUNDED},
+    model::Steering,
+};
 
 /// A connection that says nothing is ended after this.
 const FIRST_WORD: Duration = Duration::from_secs(5);
@@ -88,20 +87,11 @@ impl Agent {
 
     /// Takes connections for as long as it is polled. Needs a local task set.
     pub async fn serve(self: Rc<Self>, listener: UnixListener) -> Infallible {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let agent = self.clone();
-                    task::spawn_local(async move { agent.connection(stream).await });
-                    // A flood must not keep the others from their turn.
-                    task::yield_now().await;
-                }
-                Err(error) => {
-                    warn!(%error, "cannot take a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-        }
+        endpoint::accept(listener, "sidecars", UNBOUNDED, |stream| {
+            let agent = self.clone();
+            async move { agent.connection(stream).await }
+        })
+        .await
     }
 
     async fn connection(&self, stream: UnixStream) {
@@ -322,16 +312,5 @@ async fn refuse(wire: &Wire, reason: String) {
 /// The agent's socket, in place of a former agent's at once. Everybody may connect: who may what is decided by what the
 /// kernel says of the caller.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
-    }
-    let new = path.with_extension("new");
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&new)?;
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o666))?;
-    fs::rename(&new, path)?;
-    Ok(listener)
+    endpoint::unix(path, 0o666)
 }

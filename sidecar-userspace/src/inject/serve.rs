@@ -12,14 +12,11 @@ use std::{
 
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::body::Incoming;
 use prometheus::{Gauge, IntCounterVec, Opts, Registry, TextEncoder};
 use rustls::{ServerConfig, version};
 use tokio::{
-    net::TcpListener,
-    sync::{OwnedSemaphorePermit, Semaphore},
-    task,
+    net::{TcpListener, TcpStream},
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
@@ -31,8 +28,12 @@ use super::{
     review::{self, Verdict},
 };
 use crate::{
+    endpoint::{
+        self,
+        answer::{Answer, exposed, json_answer, only, text},
+        http1,
+    },
     lifecycle::readiness::Readiness,
-    telemetry::admin::{Answer, exposed, json_answer, only, text},
     tls::provider,
 };
 
@@ -40,10 +41,8 @@ use crate::{
 const BODY_MAX: usize = 4 * 1024 * 1024;
 /// Connections at once; API servers keep a few.
 const CONNECTIONS: usize = 256;
-/// For a TLS handshake, for the head of a request, and for its body.
+/// For a TLS handshake, and for the body of a request.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Not a busy loop when there are no descriptors.
-const PAUSE: Duration = Duration::from_millis(100);
 
 const HELP: &str = "\
 POST /inject/namespace   an AdmissionReview of a pod whose namespace asks for sidecars
@@ -104,39 +103,19 @@ impl Webhook {
     /// Serves until its future is dropped; connections are served on. Needs a local task set.
     pub async fn serve(self: Rc<Self>, listener: TcpListener) -> Result<Infallible, rustls::Error> {
         let acceptor = TlsAcceptor::from(Arc::new(self.tls()?));
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
-        loop {
-            // Others wait in the kernel's queue.
-            let place = places.clone().acquire_owned().await;
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(PAUSE).await;
-                    continue;
-                }
-            };
-            let (webhook, acceptor) = (self.clone(), acceptor.clone());
-            task::spawn_local(async move {
-                let _place: Result<OwnedSemaphorePermit, _> = place;
-                let stream = match timeout(PATIENCE, acceptor.accept(stream)).await {
-                    Ok(Ok(stream)) => stream,
-                    Ok(Err(error)) => return tracing::debug!(%error, "no TLS"),
-                    Err(_) => return tracing::debug!("no TLS in time"),
-                };
-                let service = service_fn(move |request: Request<Incoming>| {
-                    let webhook = webhook.clone();
-                    async move { Ok::<_, Infallible>(webhook.answer(request).await) }
-                });
-                let mut server = http1::Builder::new();
-                server
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(PATIENCE);
-                if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
-                    tracing::debug!(%error, "a connection failed");
-                }
-            });
-        }
+        let never = endpoint::accept(listener, "API servers", CONNECTIONS, |stream| {
+            self.clone().connection(acceptor.clone(), stream)
+        });
+        Ok(never.await)
+    }
+
+    async fn connection(self: Rc<Self>, acceptor: TlsAcceptor, stream: TcpStream) {
+        let stream = match timeout(PATIENCE, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return tracing::debug!(%error, "no TLS"),
+            Err(_) => return tracing::debug!("no TLS in time"),
+        };
+        http1(stream, |request| self.answer(request)).await;
     }
 
     fn tls(&self) -> Result<ServerConfig, rustls::Error> {

@@ -4,13 +4,10 @@
 
 use std::{convert::Infallible, sync::Arc, time::Instant};
 
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http::{Method, Request, StatusCode};
+use hyper::body::Incoming;
 use serde_json::json;
-use tokio::{net::TcpListener, sync::mpsc, task};
+use tokio::{net::TcpListener, sync::mpsc};
 
 use super::{
     certs::certs,
@@ -19,6 +16,11 @@ use super::{
 };
 use crate::{
     config::watch::SnapshotHandle,
+    endpoint::{
+        self, UNBOUNDED,
+        answer::{Answer, exposed, json_answer, only, text},
+        http1,
+    },
     lifecycle::{drain::DrainSignal, readiness::Readiness},
     tls::mesh::MeshHandle,
 };
@@ -30,6 +32,17 @@ pub enum Scope {
     Admin,
     Metrics,
     Health,
+}
+
+impl Scope {
+    /// As the log names it, and as it is configured.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Admin => "admin",
+            Self::Metrics => "metrics",
+            Self::Health => "health",
+        }
+    }
 }
 
 /// What the endpoints tell about. Shared by the admin connections.
@@ -61,8 +74,6 @@ impl std::fmt::Debug for LogFilter {
     }
 }
 
-pub(crate) type Answer = Response<Full<Bytes>>;
-
 /// Admin paths with what they do; `/help` prints them.
 const HELP: &[(&str, &str)] = &[
     (
@@ -88,34 +99,15 @@ const HELP: &[(&str, &str)] = &[
 
 /// Serves one listener until its future is dropped. Needs a local task set or runtime.
 pub async fn serve(listener: TcpListener, scope: Scope, admin: Arc<Admin>) -> Infallible {
-    loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, ?scope, "cannot accept an admin connection");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                continue;
-            }
-        };
+    endpoint::accept(listener, scope.name(), UNBOUNDED, |stream| {
         let admin = admin.clone();
-        task::spawn_local(async move {
-            let service = service_fn(move |request: Request<Incoming>| {
-                let admin = admin.clone();
-                async move { Ok::<_, Infallible>(admin.answer(scope, &request).await) }
-            });
-            let mut server = http1::Builder::new();
-            server
-                .timer(TokioTimer::new())
-                .header_read_timeout(std::time::Duration::from_secs(10));
-            if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
-                tracing::debug!(%error, ?scope, "admin connection failed");
-            }
-        });
-    }
+        async move { http1(stream, |request| admin.answer(scope, request)).await }
+    })
+    .await
 }
 
 impl Admin {
-    async fn answer(&self, scope: Scope, request: &Request<Incoming>) -> Answer {
+    async fn answer(&self, scope: Scope, request: Request<Incoming>) -> Answer {
         let path = request.uri().path();
         let metrics = matches!(path, "/stats" | "/stats/prometheus" | "/metrics");
         let health = matches!(path, "/ready" | "/healthz/ready" | "/healthz/live");
@@ -216,45 +208,4 @@ pub(super) fn logging(set: Option<&LogFilter>, query: Option<&str>) -> Answer {
             Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
         },
     }
-}
-
-/// Metrics as Prometheus wants them.
-pub(crate) fn exposed(exposition: Result<impl Into<Bytes>, prometheus::Error>) -> Answer {
-    let mut answer = match exposition {
-        Ok(exposition) => text(StatusCode::OK, exposition),
-        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-    };
-    let format = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    answer.headers_mut().insert(header::CONTENT_TYPE, format);
-    answer
-}
-
-pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
-    answer(status, "text/plain; charset=utf-8", body.into())
-}
-
-pub(crate) fn json_answer(value: &serde_json::Value) -> Answer {
-    answer(
-        StatusCode::OK,
-        "application/json",
-        format!("{value:#}\n").into(),
-    )
-}
-
-pub(crate) fn only(method: Method) -> Answer {
-    let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, format!("only {method}\n"));
-    if let Ok(method) = method.as_str().parse() {
-        refused.headers_mut().insert(header::ALLOW, method);
-    }
-    refused
-}
-
-fn answer(status: StatusCode, content_type: &'static str, body: Bytes) -> Answer {
-    let mut answer = Response::new(Full::new(body));
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(
-        header::CONTENT_TYPE,
-        header::HeaderValue::from_static(content_type),
-    );
-    answer
 }

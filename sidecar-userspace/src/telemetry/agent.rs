@@ -1,19 +1,27 @@
 //! What the node's agent tells: health, the pods, metrics by pod.
 
-use std::{cell::RefCell, collections::BTreeMap, convert::Infallible, rc::Rc, time::Instant};
+use std::{
+    cell::RefCell, collections::BTreeMap, convert::Infallible, future::ready, rc::Rc, time::Instant,
+};
 
 use http::{Method, Request, StatusCode};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::body::Incoming;
 use prometheus::{
     Encoder, TextEncoder,
     proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
 };
 use serde_json::json;
-use tokio::{net::TcpListener, task};
+use tokio::net::TcpListener;
 
-use super::admin::{Answer, LogFilter, exposed, json_answer, logging, only, text};
-use crate::enrol::{agent::Agent, state::State};
+use super::admin::{LogFilter, logging};
+use crate::{
+    endpoint::{
+        self, UNBOUNDED,
+        answer::{Answer, exposed, json_answer, only, text},
+        http1,
+    },
+    enrol::{agent::Agent, state::State},
+};
 
 /// Paths with what they do.
 const HELP: &str = "\
@@ -35,30 +43,11 @@ pub struct Told {
 
 /// Serves until its future is dropped. Needs a local task set.
 pub async fn serve(listener: TcpListener, told: Rc<Told>) -> Infallible {
-    loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept an admin connection");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                continue;
-            }
-        };
+    endpoint::accept(listener, "admin", UNBOUNDED, |stream| {
         let told = told.clone();
-        task::spawn_local(async move {
-            let service = service_fn(move |request: Request<Incoming>| {
-                let answer = told.answer(&request);
-                async move { Ok::<_, Infallible>(answer) }
-            });
-            let mut server = http1::Builder::new();
-            server
-                .timer(TokioTimer::new())
-                .header_read_timeout(std::time::Duration::from_secs(10));
-            if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
-                tracing::debug!(%error, "admin connection failed");
-            }
-        });
-    }
+        async move { http1(stream, |request| ready(told.answer(&request))).await }
+    })
+    .await
 }
 
 impl Told {
