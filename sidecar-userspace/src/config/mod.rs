@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //!
-//! - `file`, the keys, one definition each; `scalar`, `value` and `pattern`, how a single value is written
+//! - `file`, the keys, one definition each; `shape`, how they are read; `scalar`, `value` and `pattern`, how a single value is written
 //! - [`source`], where a configuration comes from; `over`, what a pod puts over its file
 //! - `validate`, what must hold between values, and the way into the model
 //! - [`schema`] and [`mod@reference`], the JSON Schema and the reference page, generated from `file`
@@ -15,6 +15,7 @@ mod pattern;
 pub mod reference;
 mod scalar;
 pub mod schema;
+mod shape;
 pub mod source;
 mod validate;
 mod value;
@@ -51,7 +52,7 @@ pub fn load(path: &Path) -> Result<Snapshot, ConfigErrors> {
 ///
 /// A mistake in the YAML or in its shape, by itself; else every mistake in what it says.
 pub fn parse(name: &str, text: &str) -> Result<Snapshot, ConfigErrors> {
-    file::parse(text)
+    shape::parse(text)
         .map_err(|error| vec![error])
         .and_then(validate::compile)
         .map_err(|errors| ConfigErrors::new(name, errors))

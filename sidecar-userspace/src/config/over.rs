@@ -6,11 +6,12 @@ use serde::Deserialize;
 use super::{
     error::ConfigError,
     file::{
-        self, File, Identity, Inbound, InboundPort, Lifecycle, Listeners, Outbound,
-        OutboundExclude, PortExclude, Workload,
+        File, Lifecycle, Listeners, Workload,
+        identity::Identity,
+        traffic::{Inbound, InboundPort, Outbound, OutboundExclude, PortExclude},
     },
     scalar::{Marked, Scalar, Setting},
-    validate,
+    shape, validate,
     value::Port,
 };
 use crate::model::{FailRule, InboundCapture};
@@ -47,7 +48,7 @@ struct OverInbound {
 ///
 /// Every mistake in it, whatever the file says.
 pub(super) fn parse(text: &str) -> Result<Over, Vec<ConfigError>> {
-    let read = || file::parse::<Over>(text).map_err(|error| vec![error]);
+    let read = || shape::parse::<Over>(text).map_err(|error| vec![error]);
     validate::compile(read()?.put_over(File::default()))?;
     read()
 }

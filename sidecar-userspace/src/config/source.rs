@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use super::{ConfigErrors, file, over, read, validate};
+use super::{ConfigErrors, file, over, read, shape, validate};
 use crate::model::Snapshot;
 
 /// What mistakes in the settings of the pod are reported under.
@@ -28,7 +28,7 @@ impl Source {
     pub fn load(&self) -> Result<Snapshot, ConfigErrors> {
         let (name, text) = self.text()?;
         let failed = |errors| ConfigErrors::new(&name, errors);
-        let file: file::File = file::parse(&text).map_err(|error| failed(vec![error]))?;
+        let file: file::File = shape::parse(&text).map_err(|error| failed(vec![error]))?;
         let file = match &self.settings {
             Some(settings) => {
                 let over =

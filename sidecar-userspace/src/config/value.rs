@@ -9,7 +9,7 @@ use schemars::{Schema, json_schema};
 
 use super::{
     error::Expected,
-    file::TlsMode,
+    file::service::TlsMode,
     scalar::{Number, Scalar},
 };
 use crate::{

@@ -6,7 +6,7 @@ use super::{Report, Unique};
 use crate::{
     config::{
         error::Mark,
-        file,
+        file::{identity as file, service, traffic},
         scalar::{Marked, Scalar, Setting},
         value::Socket,
     },
@@ -120,7 +120,7 @@ fn workload_api(
 pub(super) fn inbound(
     report: &mut Report,
     general: Option<Setting<Mtls>>,
-    ports: &mut Option<Vec<file::InboundPort>>,
+    ports: &mut Option<Vec<traffic::InboundPort>>,
     has_identity: bool,
 ) -> (Mtls, BTreeMap<u16, Mtls>) {
     let mut mode = match has_identity {
@@ -151,7 +151,7 @@ pub(super) fn inbound(
 
 pub(super) fn service(
     report: &mut Report,
-    file: Option<Marked<file::ServiceTls>>,
+    file: Option<Marked<service::ServiceTls>>,
     has_identity: bool,
 ) -> Option<Arc<ServiceTls>> {
     let Marked { mark, value: file } = file?;
@@ -166,8 +166,8 @@ pub(super) fn service(
     let certificate = file.client_certificate.and_then(|path| report.value(path));
     let key = file.private_key.and_then(|path| report.value(path));
     let has_client = certificate.is_some() || key.is_some();
-    let mesh = matches!(mode, file::TlsMode::Mesh | file::TlsMode::Disable);
-    if mode == file::TlsMode::Mesh && (has_client || origin != Origin::default()) {
+    let mesh = matches!(mode, service::TlsMode::Mesh | service::TlsMode::Disable);
+    if mode == service::TlsMode::Mesh && (has_client || origin != Origin::default()) {
         let expected =
             "subjectAltNames and tunnel alone, as the mesh has its own certificates and roots";
         report.expected(mark, expected, "settings of simple and mutual");
@@ -187,21 +187,21 @@ pub(super) fn service(
         );
     }
     match mode {
-        file::TlsMode::Simple => {
+        service::TlsMode::Simple => {
             if has_client {
                 report.expected(mark, "the mode mutual, with a client certificate", "simple");
             }
             Some(Arc::new(ServiceTls::Origin(origin)))
         }
-        file::TlsMode::Mutual => {
+        service::TlsMode::Mutual => {
             origin.client = certificate.zip(key);
             if origin.client.is_none() {
                 report.expected(mark, "clientCertificate and privateKey", "not both");
             }
             Some(Arc::new(ServiceTls::Origin(origin)))
         }
-        file::TlsMode::Disable => None,
-        file::TlsMode::Mesh => {
+        service::TlsMode::Disable => None,
+        service::TlsMode::Mesh => {
             needs_identity(report, mark, has_identity);
             if identities.is_empty() {
                 let expected = "subjectAltNames, the identities that the endpoints may have";
@@ -219,9 +219,9 @@ fn needs_identity(report: &mut Report, mark: Mark, fine: bool) {
     }
 }
 
-impl From<file::InboundPort> for file::PortProtocol {
-    fn from(port: file::InboundPort) -> Self {
-        let file::InboundPort { port, protocol, .. } = port;
+impl From<traffic::InboundPort> for traffic::PortProtocol {
+    fn from(port: traffic::InboundPort) -> Self {
+        let traffic::InboundPort { port, protocol, .. } = port;
         Self { port, protocol }
     }
 }

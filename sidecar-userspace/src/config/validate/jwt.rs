@@ -5,7 +5,7 @@ use super::{
     policy::{list, values},
 };
 use crate::{
-    config::file,
+    config::file::jwt as file,
     fetch::Place,
     jwt::{JwtRule, KeySource, Location, RequestAuthentication},
 };

@@ -17,7 +17,7 @@ use std::{
 
 use super::{
     error::{ConfigError, Expected, Mark},
-    file::{self, File, PortProtocol},
+    file::{self, File, traffic::PortProtocol},
     scalar::{Scalar, Setting},
     value::Port,
 };
@@ -101,7 +101,7 @@ fn every_cpu() -> NonZeroUsize {
     thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
-fn outbound(report: &mut Report, snapshot: &mut Snapshot, file: file::Outbound) {
+fn outbound(report: &mut Report, snapshot: &mut Snapshot, file: file::traffic::Outbound) {
     let outbound = &mut snapshot.outbound;
     let exclude = file.exclude.unwrap_or_default();
     report.set(&mut outbound.unknown, file.unknown);
@@ -111,7 +111,7 @@ fn outbound(report: &mut Report, snapshot: &mut Snapshot, file: file::Outbound) 
     outbound.ports = report.ports(file.ports, &outbound.exclude_ports);
 }
 
-fn inbound(report: &mut Report, snapshot: &mut Snapshot, file: file::Inbound) {
+fn inbound(report: &mut Report, snapshot: &mut Snapshot, file: file::traffic::Inbound) {
     let inbound = &mut snapshot.inbound;
     let exclude = file.exclude.unwrap_or_default();
     let capture = report.set(&mut inbound.capture, file.capture);

@@ -6,7 +6,7 @@ use super::{Report, Unique};
 use crate::{
     config::{
         error::Mark,
-        file,
+        file::{authorization as file, traffic},
         scalar::{Marked, Scalar, Setting},
         value::Port,
     },
@@ -36,7 +36,7 @@ pub(super) fn compile(report: &mut Report, file: file::Authorization) -> Authori
 }
 
 /// Rules for destinations.
-pub(super) fn egress(report: &mut Report, files: Vec<file::EgressRule>) -> Vec<EgressRule> {
+pub(super) fn egress(report: &mut Report, files: Vec<traffic::EgressRule>) -> Vec<EgressRule> {
     let mut names = Unique::default();
     let mut rules = Vec::new();
     for file in files {

@@ -6,7 +6,7 @@ use super::{Report, Unique, service::Services};
 use crate::{
     config::{
         error::Mark,
-        file,
+        file::route as file,
         scalar::{Marked, Setting},
         value::PathType,
     },

@@ -10,7 +10,7 @@ use super::{Report, Unique, identity};
 use crate::{
     config::{
         error::{Mark, nearest},
-        file,
+        file::service as file,
         scalar::{Marked, Scalar, Setting},
         value::Host,
     },
