@@ -4,15 +4,18 @@
 //! a warning. Mistakes that somebody has to mend (annotations, ports, names) are refused either way: a pod that should be in
 //! the mesh and is not would bypass it silently.
 
-use std::{sync::LazyLock, time::Duration};
+mod change;
+mod name;
+
+use std::sync::LazyLock;
 
 use serde_json::{Map, Value, json};
 
 use super::{
-    CONTAINER, Defaults, Kind, Mistake, STATUS,
+    CONTAINER, Defaults, Kind, Mistake,
     annotation::{InitContainers, Wishes},
     asked::{Asked, Namespace, is_marked},
-    container::{PORTS, Subject},
+    container::PORTS,
     patch::Operation,
 };
 
@@ -45,17 +48,6 @@ pub enum Outcome {
     },
     /// It must not be created like this.
     Refuse(String),
-}
-
-/// The object under a key; an absent one, or null, is an empty one.
-fn object<'a>(value: &'a Value, key: &str) -> &'a Map<String, Value> {
-    static EMPTY: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
-    value.get(key).and_then(Value::as_object).unwrap_or(&EMPTY)
-}
-
-fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
-    let found = value.get(key).and_then(Value::as_array);
-    found.map_or(&[], Vec::as_slice)
 }
 
 impl Pod<'_> {
@@ -120,44 +112,6 @@ impl Pod<'_> {
         })
     }
 
-    fn patch(&self, defaults: &Defaults) -> Result<(Vec<Operation>, Vec<String>), Mistake> {
-        let annotations = object(self.metadata(), "annotations");
-        let wishes = Wishes::of(annotations, defaults.istio_names)?;
-        self.check(&wishes, defaults)?;
-        let mut warnings: Vec<String> = wishes
-            .ignored
-            .iter()
-            .map(|key| format!("{key} has no effect on a sidecar of ours"))
-            .collect();
-        if self.has_ours() {
-            return Ok((self.moved(&wishes, defaults), warnings));
-        }
-        if is_marked(annotations) {
-            warnings.push(format!(
-                "it says that it was injected ({STATUS}) and has no container {CONTAINER}: it gets one again"
-            ));
-        }
-        let workload = self.workload(&wishes);
-        let grace = self.spec().get("terminationGracePeriodSeconds");
-        let subject = Subject {
-            defaults,
-            wishes: &wishes,
-            workload: &workload,
-            namespace: self.namespace,
-            grace: grace.and_then(Value::as_u64).map(Duration::from_secs),
-        };
-        let mut patch = self.marked(&subject);
-        self.add_volumes(&subject, &mut patch)?;
-        let place = Place::of(&wishes, defaults.kind);
-        let into = place.list();
-        if list(self.spec(), into).is_empty() {
-            patch.push(Operation::add(&["spec", into], json!([])));
-        }
-        let at = if place == Place::LastInit { "-" } else { "0" };
-        patch.push(Operation::add(&["spec", into, at], subject.container()?));
-        Ok((patch, warnings))
-    }
-
     /// What somebody has to mend.
     fn check(&self, wishes: &Wishes, defaults: &Defaults) -> Result<(), Mistake> {
         if list(self.spec(), "containers").is_empty() {
@@ -202,112 +156,6 @@ impl Pod<'_> {
         Ok(())
     }
 
-    /// The annotation that says what was put in.
-    fn marked(&self, subject: &Subject<'_>) -> Vec<Operation> {
-        let volumes: Vec<&str> = subject.volumes().iter().map(|(name, _)| *name).collect();
-        let status = json!({
-            "version": env!("CARGO_PKG_VERSION"), "container": CONTAINER, "volumes": volumes,
-        });
-        let mut patch = Vec::new();
-        if !self.metadata().is_object() {
-            patch.push(Operation::add(&["metadata"], json!({})));
-        }
-        if !self.metadata()["annotations"].is_object() {
-            patch.push(Operation::add(&["metadata", "annotations"], json!({})));
-        }
-        let keys = ["metadata", "annotations", STATUS];
-        patch.push(Operation::add(&keys, status.to_string()));
-        patch
-    }
-
-    fn add_volumes(
-        &self,
-        subject: &Subject<'_>,
-        patch: &mut Vec<Operation>,
-    ) -> Result<(), Mistake> {
-        let present = list(self.spec(), "volumes");
-        if present.is_empty() {
-            patch.push(Operation::add(&["spec", "volumes"], json!([])));
-        }
-        for (name, volume) in subject.volumes() {
-            match present.iter().find(|volume| volume["name"] == name) {
-                None => patch.push(Operation::add(&["spec", "volumes", "-"], volume)),
-                // Left over from an injection whose container was taken out.
-                Some(same) if *same == volume => {}
-                Some(_) => {
-                    return Err(Mistake(format!(
-                        "it has a volume called {name}, which is the name of ours: give it another one"
-                    )));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Others may have put init containers before or behind ours since: it goes where it belongs.
-    fn moved(&self, wishes: &Wishes, defaults: &Defaults) -> Vec<Operation> {
-        let place = Place::of(wishes, defaults.kind);
-        let init = list(self.spec(), "initContainers");
-        let ours = init
-            .iter()
-            .position(|container| container["name"] == CONTAINER);
-        let wanted = match place {
-            Place::FirstInit => 0,
-            Place::LastInit => init.len().saturating_sub(1),
-            Place::Container => return Vec::new(),
-        };
-        match ours {
-            Some(at) if at != wanted => {
-                vec![Operation::shift(&["spec", "initContainers"], at, wanted)]
-            }
-            _ => Vec::new(),
-        }
-    }
-
-    fn has_ours(&self) -> bool {
-        let marked = is_marked(object(self.metadata(), "annotations"));
-        marked
-            && self
-                .containers()
-                .any(|(_, container)| container["name"] == CONTAINER)
-    }
-
-    /// The name that stands in logs and metrics: of what the pod belongs to, so that it stays when the pod goes.
-    fn workload(&self, wishes: &Wishes) -> String {
-        if let Some(name) = &wishes.workload {
-            return name.clone();
-        }
-        let metadata = self.metadata();
-        let text = |key: &str| metadata.get(key).and_then(Value::as_str);
-        let name = self.owner.map(str::to_owned).or_else(|| self.controller());
-        let generated = || text("generateName").map(|name| name.trim_end_matches('-'));
-        let name = name.or_else(|| text("name").or_else(generated).map(str::to_owned));
-        // The API server sees to it that names are names.
-        name.filter(|name| super::is_name(name))
-            .unwrap_or_else(|| "workload".to_owned())
-    }
-
-    /// From the pod's controller, of which a ReplicaSet is named after its Deployment, and a Job may be after its CronJob.
-    fn controller(&self) -> Option<String> {
-        let metadata = self.metadata();
-        let owners = list(metadata, "ownerReferences");
-        let owner = owners.iter().find(|owner| owner["controller"] == true)?;
-        let (kind, name) = (owner["kind"].as_str()?, owner["name"].as_str()?);
-        let short = match kind {
-            "ReplicaSet" => {
-                let hash = object(metadata, "labels").get("pod-template-hash");
-                hash.and_then(Value::as_str)
-                    .and_then(|hash| name.strip_suffix(hash)?.strip_suffix('-'))
-            }
-            "Job" => name.rsplit_once('-').and_then(|(cron_job, minute)| {
-                let scheduled = minute.len() >= 8 && minute.bytes().all(|c| c.is_ascii_digit());
-                scheduled.then_some(cron_job)
-            }),
-            _ => None,
-        };
-        Some(short.unwrap_or(name).to_owned())
-    }
-
     /// Each with the list it is in.
     fn containers(&self) -> impl Iterator<Item = (&'static str, &Value)> {
         ["initContainers", "containers"]
@@ -328,30 +176,15 @@ impl Pod<'_> {
     }
 }
 
-/// Where the sidecar's container goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    FirstInit,
-    LastInit,
-    /// The first of the ordinary ones.
-    Container,
+/// The object under a key; an absent one, or null, is an empty one.
+fn object<'a>(value: &'a Value, key: &str) -> &'a Map<String, Value> {
+    static EMPTY: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
+    value.get(key).and_then(Value::as_object).unwrap_or(&EMPTY)
 }
 
-impl Place {
-    fn of(wishes: &Wishes, kind: Kind) -> Self {
-        match (kind, wishes.init_containers) {
-            (Kind::Container, _) => Self::Container,
-            (Kind::Native, Some(InitContainers::Bypass)) => Self::LastInit,
-            (Kind::Native, _) => Self::FirstInit,
-        }
-    }
-
-    fn list(self) -> &'static str {
-        match self {
-            Self::Container => "containers",
-            Self::FirstInit | Self::LastInit => "initContainers",
-        }
-    }
+fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+    let found = value.get(key).and_then(Value::as_array);
+    found.map_or(&[], Vec::as_slice)
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use super::{
     load::{self, LoadError, Loader},
     pins::{PinError, Pins, WorkloadPins},
     selftest::{self, Finding, Observer},
-    tables::{Tables, workload_entry},
+    tables::{Tables, rules::workload_entry},
     upgrade::UpgradeError,
     workload::{Attached, Lasting, Listening, Programs, Subject, take_over},
 };

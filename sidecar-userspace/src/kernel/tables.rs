@@ -1,36 +1,25 @@
 //! What userspace writes into the shared maps, and reads from them, for one workload.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    os::fd::AsRawFd,
-    path::Path,
-};
+pub mod rules;
+
+use std::{collections::BTreeMap, os::fd::AsRawFd, path::Path};
 
 use aya::{
     Ebpf,
     maps::{
-        Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap,
-        lpm_trie::{Key, LpmTrie},
+        Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap, lpm_trie::LpmTrie,
     },
     util::nr_cpus,
 };
 use sidecar_common::{
-    address::Ip,
     flow::{Direction, FlowKey},
     names,
     origin::{Pending, SocketState},
     record::{Counter, Counters},
-    settings::{
-        CAPTURE_LISTED, CAPTURE_WORKLOAD, CIDR_EXCLUDE, Cgroup as CgroupEntry, CidrTarget,
-        DenyTarget, INBOUND, ListeningKey, OUTBOUND, PORT_CAPTURE, PORT_EXCLUDE, PORT_NO_REDIRECT,
-        PortKey, WORKLOAD_ADAPTIVE, WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, WORKLOAD_REDIRECT,
-        Workload,
-    },
+    settings::{Cgroup as CgroupEntry, CidrTarget, DenyTarget, ListeningKey, PortKey, Workload},
 };
 
 use super::load::LoadError;
-use crate::model::{Cidr, EgressRule, FailRule, InboundCapture, Steering};
 
 const ANY: u64 = 0;
 
@@ -203,50 +192,6 @@ impl Tables {
         let _ = self.listening.remove(&key);
     }
 
-    /// Makes the rules of `slot` these: what is missing is added before what is obsolete goes.
-    pub fn set_rules(&mut self, slot: u32, steering: &Steering) -> Result<(), LoadError> {
-        let wanted = port_rules(slot, steering);
-        for (key, rule) in &wanted {
-            self.ports
-                .insert(key.0, rule, ANY)
-                .map_err(of(names::PORTS))?;
-        }
-        let obsolete = self.keys_of(slot, |key| !wanted.contains_key(&Sorted(*key)));
-        for key in obsolete {
-            self.ports.remove(&key).map_err(of(names::PORTS))?;
-        }
-        let wanted: Vec<_> = steering
-            .outbound_exclude_cidrs
-            .iter()
-            .map(|cidr| cidr_key(slot, cidr))
-            .collect();
-        for key in &wanted {
-            self.cidrs
-                .insert(key, CIDR_EXCLUDE, ANY)
-                .map_err(of(names::CIDRS))?;
-        }
-        for key in self.cidrs_of(slot) {
-            if !wanted.iter().any(|w| same(w, &key)) {
-                self.cidrs.remove(&key).map_err(of(names::CIDRS))?;
-            }
-        }
-        let wanted = denials(slot, &steering.outbound_deny);
-        for (key, rule) in &wanted {
-            self.denials
-                .insert(key, rule, ANY)
-                .map_err(of(names::DENIALS))?;
-        }
-        for key in self.denials_of(slot) {
-            let same = |(w, _): &(Key<DenyTarget>, u32)| {
-                w.prefix_len() == key.prefix_len() && w.data() == key.data()
-            };
-            if !wanted.iter().any(same) {
-                self.denials.remove(&key).map_err(of(names::DENIALS))?;
-            }
-        }
-        Ok(())
-    }
-
     /// Forgets everything about the workload in `slot`.
     pub fn clear(&mut self, slot: u32) {
         // Best effort by nature: what is gone already is what is wanted.
@@ -255,15 +200,7 @@ impl Tables {
         for id in self.cgroups_of(slot) {
             let _ = self.cgroups.remove(&id);
         }
-        for key in self.keys_of(slot, |_| true) {
-            let _ = self.ports.remove(&key);
-        }
-        for key in self.cidrs_of(slot) {
-            let _ = self.cidrs.remove(&key);
-        }
-        for key in self.denials_of(slot) {
-            let _ = self.denials.remove(&key);
-        }
+        self.clear_rules(slot);
         let listening: Vec<_> = self
             .listening
             .keys()
@@ -324,150 +261,4 @@ impl Tables {
             .map(|counter| (*counter, sum(*counter)))
             .collect())
     }
-
-    fn keys_of(&self, slot: u32, filter: impl Fn(&PortKey) -> bool) -> Vec<PortKey> {
-        self.ports
-            .keys()
-            .flatten()
-            .filter(|key| key.workload == slot && filter(key))
-            .collect()
-    }
-
-    fn denials_of(&self, slot: u32) -> Vec<Key<DenyTarget>> {
-        let keys = self.denials.keys().flatten();
-        keys.filter(|key| key.data().workload == slot).collect()
-    }
-
-    fn cidrs_of(&self, slot: u32) -> Vec<Key<CidrTarget>> {
-        self.cidrs
-            .keys()
-            .flatten()
-            .filter(|key| key.data().workload == slot)
-            .collect()
-    }
-}
-
-/// The entries for `rules`. Of rules for the same port and range the first one counts.
-fn denials(slot: u32, rules: &[EgressRule]) -> Vec<(Key<DenyTarget>, u32)> {
-    let mut entries: BTreeMap<(u16, u32, [u8; 16]), u32> = BTreeMap::new();
-    let mapped = |cidr: &Cidr| match cidr.address() {
-        IpAddr::V4(v4) => (96 + u32::from(cidr.prefix_bits()), v4.to_ipv6_mapped()),
-        IpAddr::V6(v6) => (u32::from(cidr.prefix_bits()), v6),
-    };
-    for (rule, number) in rules.iter().zip(1..) {
-        for port in rule.kernel_ports() {
-            for cidr in &rule.kernel_cidrs() {
-                let (bits, ip) = mapped(cidr);
-                entries.entry((port, bits, ip.octets())).or_insert(number);
-            }
-        }
-    }
-    // A range of IPv6 that IPv4's place in it is part of does not mean IPv4.
-    let ports: BTreeSet<u16> = entries.keys().map(|(port, ..)| *port).collect();
-    for port in ports {
-        let v4 = std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().octets();
-        entries.entry((port, 96, v4)).or_insert(0);
-    }
-    let key = |((port, bits, ip), number): ((u16, u32, [u8; 16]), u32)| {
-        let target = DenyTarget {
-            workload: slot,
-            port: u32::from(port),
-            ip: Ip::from(IpAddr::from(ip)),
-        };
-        (Key::new(64 + bits, target), number)
-    };
-    entries.into_iter().map(key).collect()
-}
-
-/// The entry of a workload in `WORKLOADS`.
-pub fn workload_entry(
-    steering: &Steering,
-    netns: u64,
-    outbound_port: u16,
-    redirect: bool,
-) -> Workload {
-    let flag = |on: bool, flag: u32| if on { flag } else { 0 };
-    Workload {
-        outbound_port,
-        capture: match steering.inbound_capture {
-            InboundCapture::Workload => CAPTURE_WORKLOAD,
-            InboundCapture::Listed => CAPTURE_LISTED,
-            InboundCapture::None => 0,
-        },
-        flags: WORKLOAD_ENROLLED
-            | flag(redirect && steering.redirect.enabled, WORKLOAD_REDIRECT)
-            | flag(steering.redirect.adaptive, WORKLOAD_ADAPTIVE)
-            | flag(steering.fail_rule == FailRule::Closed, WORKLOAD_FAIL_CLOSED),
-        credit_bytes: steering.redirect.credit_bytes,
-        generation: 0,
-        netns,
-        splices_since_ns: 0,
-    }
-}
-
-/// `PortKey` in an order of its own, for sets.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Sorted(PortKey);
-
-impl Ord for Sorted {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        let key = |k: &PortKey| (k.workload, k.direction, k.port);
-        key(&self.0).cmp(&key(&other.0))
-    }
-}
-
-impl PartialOrd for Sorted {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-fn port_rules(slot: u32, steering: &Steering) -> BTreeMap<Sorted, u32> {
-    let mut rules = BTreeMap::new();
-    let mut add = |direction, port, rule| {
-        *rules
-            .entry(Sorted(PortKey {
-                workload: slot,
-                port,
-                direction,
-            }))
-            .or_insert(0) |= rule;
-    };
-    steering
-        .outbound_exclude_ports
-        .iter()
-        .for_each(|port| add(OUTBOUND, *port, PORT_EXCLUDE));
-    steering
-        .inbound_exclude_ports
-        .iter()
-        .for_each(|port| add(INBOUND, *port, PORT_EXCLUDE));
-    steering
-        .inbound_ports
-        .iter()
-        .for_each(|port| add(INBOUND, *port, PORT_CAPTURE));
-    for port in &steering.redirect.exclude_ports {
-        add(OUTBOUND, *port, PORT_NO_REDIRECT);
-        add(INBOUND, *port, PORT_NO_REDIRECT);
-    }
-    rules
-}
-
-fn cidr_key(slot: u32, cidr: &Cidr) -> Key<CidrTarget> {
-    let mapped = if matches!(cidr.address(), IpAddr::V4(_)) {
-        96
-    } else {
-        0
-    };
-    let bits = 32 + mapped + u32::from(cidr.prefix_bits());
-    Key::new(
-        bits,
-        CidrTarget {
-            workload: slot,
-            ip: Ip::from(cidr.address()),
-        },
-    )
-}
-
-fn same(a: &Key<CidrTarget>, b: &Key<CidrTarget>) -> bool {
-    a.prefix_len() == b.prefix_len() && a.data() == b.data()
 }

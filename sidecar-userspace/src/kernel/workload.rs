@@ -18,7 +18,7 @@ use super::{
     exclusion,
     links::Links,
     pins::{Pins, WorkloadPins},
-    tables::{Tables, workload_entry},
+    tables::{Tables, rules::workload_entry},
 };
 use crate::{
     model::Steering,

@@ -4,7 +4,10 @@ use std::{os::fd::AsFd, rc::Rc};
 
 use tracing::warn;
 
-use super::{EnrolError, Newcomer, Sidecar, State, channel};
+use super::{
+    Sidecar, State, channel,
+    enrolment::{EnrolError, Newcomer},
+};
 use crate::{
     enrol::{
         caller::{CallerError, is_alive},

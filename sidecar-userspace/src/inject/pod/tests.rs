@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::inject::{patch::apply, yaml::any_value};
+use crate::inject::{STATUS, patch::apply, yaml::any_value};
 
 fn decide(pod: &Value, says: Namespace, defaults: &Defaults) -> Outcome {
     let pod = Pod {

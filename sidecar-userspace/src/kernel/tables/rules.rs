@@ -1,0 +1,263 @@
+//! The rules of a workload: what its configuration says of ports and addresses, as entries of the shared maps.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use aya::{
+    Pod,
+    maps::{
+        MapData,
+        lpm_trie::{Key, LpmTrie},
+    },
+};
+use sidecar_common::{
+    address::Ip,
+    names,
+    settings::{
+        CAPTURE_LISTED, CAPTURE_WORKLOAD, CIDR_EXCLUDE, CidrTarget, DenyTarget, INBOUND, OUTBOUND,
+        PORT_CAPTURE, PORT_EXCLUDE, PORT_NO_REDIRECT, PortKey, WORKLOAD_ADAPTIVE,
+        WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, WORKLOAD_REDIRECT, Workload,
+    },
+};
+
+use super::{ANY, Tables, of};
+use crate::{
+    kernel::load::LoadError,
+    model::{Cidr, EgressRule, FailRule, InboundCapture, Steering},
+};
+
+impl Tables {
+    /// Makes the rules of `slot` these: what is missing is added before what is obsolete goes.
+    pub fn set_rules(&mut self, slot: u32, steering: &Steering) -> Result<(), LoadError> {
+        let wanted = port_rules(slot, steering);
+        for (key, rule) in &wanted {
+            self.ports
+                .insert(key.0, rule, ANY)
+                .map_err(of(names::PORTS))?;
+        }
+        for key in self.ports_of(slot) {
+            if !wanted.contains_key(&Sorted(key)) {
+                self.ports.remove(&key).map_err(of(names::PORTS))?;
+            }
+        }
+        let wanted = exclusions(slot, &steering.outbound_exclude_cidrs);
+        let present = self.cidrs_of(slot);
+        replace(&mut self.cidrs, names::CIDRS, &wanted, present)?;
+        let wanted = denials(slot, &steering.outbound_deny);
+        let present = self.denials_of(slot);
+        replace(&mut self.denials, names::DENIALS, &wanted, present)
+    }
+
+    pub(super) fn clear_rules(&mut self, slot: u32) {
+        // Best effort by nature: what is gone already is what is wanted.
+        for key in self.ports_of(slot) {
+            let _ = self.ports.remove(&key);
+        }
+        for key in self.cidrs_of(slot) {
+            let _ = self.cidrs.remove(&key);
+        }
+        for key in self.denials_of(slot) {
+            let _ = self.denials.remove(&key);
+        }
+    }
+
+    fn ports_of(&self, slot: u32) -> Vec<PortKey> {
+        let keys = self.ports.keys().flatten();
+        keys.filter(|key| key.workload == slot).collect()
+    }
+
+    fn cidrs_of(&self, slot: u32) -> Vec<Key<CidrTarget>> {
+        let keys = self.cidrs.keys().flatten();
+        keys.filter(|key| key.data().workload == slot).collect()
+    }
+
+    fn denials_of(&self, slot: u32) -> Vec<Key<DenyTarget>> {
+        let keys = self.denials.keys().flatten();
+        keys.filter(|key| key.data().workload == slot).collect()
+    }
+}
+
+/// Adds what is `wanted`, then removes what else is `present`.
+fn replace<K: Pod + PartialEq>(
+    trie: &mut LpmTrie<MapData, K, u32>,
+    name: &'static str,
+    wanted: &[(Key<K>, u32)],
+    present: Vec<Key<K>>,
+) -> Result<(), LoadError> {
+    for (key, rule) in wanted {
+        trie.insert(key, rule, ANY).map_err(of(name))?;
+    }
+    for key in present {
+        let same = |(wanted, _): &(Key<K>, u32)| {
+            wanted.prefix_len() == key.prefix_len() && wanted.data() == key.data()
+        };
+        if !wanted.iter().any(same) {
+            trie.remove(&key).map_err(of(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// The entry of a workload in `WORKLOADS`.
+pub fn workload_entry(
+    steering: &Steering,
+    netns: u64,
+    outbound_port: u16,
+    redirect: bool,
+) -> Workload {
+    let flag = |on: bool, flag: u32| if on { flag } else { 0 };
+    Workload {
+        outbound_port,
+        capture: match steering.inbound_capture {
+            InboundCapture::Workload => CAPTURE_WORKLOAD,
+            InboundCapture::Listed => CAPTURE_LISTED,
+            InboundCapture::None => 0,
+        },
+        flags: WORKLOAD_ENROLLED
+            | flag(redirect && steering.redirect.enabled, WORKLOAD_REDIRECT)
+            | flag(steering.redirect.adaptive, WORKLOAD_ADAPTIVE)
+            | flag(steering.fail_rule == FailRule::Closed, WORKLOAD_FAIL_CLOSED),
+        credit_bytes: steering.redirect.credit_bytes,
+        generation: 0,
+        netns,
+        splices_since_ns: 0,
+    }
+}
+
+/// `PortKey` in an order of its own, for sets.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Sorted(PortKey);
+
+impl Ord for Sorted {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        let key = |k: &PortKey| (k.workload, k.direction, k.port);
+        key(&self.0).cmp(&key(&other.0))
+    }
+}
+
+impl PartialOrd for Sorted {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+fn port_rules(slot: u32, steering: &Steering) -> BTreeMap<Sorted, u32> {
+    let mut rules = BTreeMap::new();
+    let mut add = |direction, port, rule| {
+        *rules
+            .entry(Sorted(PortKey {
+                workload: slot,
+                port,
+                direction,
+            }))
+            .or_insert(0) |= rule;
+    };
+    steering
+        .outbound_exclude_ports
+        .iter()
+        .for_each(|port| add(OUTBOUND, *port, PORT_EXCLUDE));
+    steering
+        .inbound_exclude_ports
+        .iter()
+        .for_each(|port| add(INBOUND, *port, PORT_EXCLUDE));
+    steering
+        .inbound_ports
+        .iter()
+        .for_each(|port| add(INBOUND, *port, PORT_CAPTURE));
+    for port in &steering.redirect.exclude_ports {
+        add(OUTBOUND, *port, PORT_NO_REDIRECT);
+        add(INBOUND, *port, PORT_NO_REDIRECT);
+    }
+    rules
+}
+
+/// The entries for ranges that are not steered.
+fn exclusions(slot: u32, cidrs: &[Cidr]) -> Vec<(Key<CidrTarget>, u32)> {
+    let entry = |cidr: &Cidr| {
+        let (bits, ip) = mapped(cidr);
+        let target = CidrTarget {
+            workload: slot,
+            ip: Ip::from(IpAddr::from(ip)),
+        };
+        (Key::new(32 + bits, target), CIDR_EXCLUDE)
+    };
+    cidrs.iter().map(entry).collect()
+}
+
+/// The entries for `rules`. Of rules for the same port and range the first one counts.
+fn denials(slot: u32, rules: &[EgressRule]) -> Vec<(Key<DenyTarget>, u32)> {
+    let mut entries: BTreeMap<(u16, u32, [u8; 16]), u32> = BTreeMap::new();
+    for (rule, number) in rules.iter().zip(1..) {
+        for port in rule.kernel_ports() {
+            for cidr in &rule.kernel_cidrs() {
+                let (bits, ip) = mapped(cidr);
+                entries.entry((port, bits, ip.octets())).or_insert(number);
+            }
+        }
+    }
+    // A range of IPv6 that IPv4's place in it is part of does not mean IPv4.
+    let ports: BTreeSet<u16> = entries.keys().map(|(port, ..)| *port).collect();
+    for port in ports {
+        let v4 = Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().octets();
+        entries.entry((port, 96, v4)).or_insert(0);
+    }
+    let key = |((port, bits, ip), number): ((u16, u32, [u8; 16]), u32)| {
+        let target = DenyTarget {
+            workload: slot,
+            port: u32::from(port),
+            ip: Ip::from(IpAddr::from(ip)),
+        };
+        (Key::new(64 + bits, target), number)
+    };
+    entries.into_iter().map(key).collect()
+}
+
+/// The length of a range's prefix, and its address, in IPv6, of which IPv4 has a part.
+fn mapped(cidr: &Cidr) -> (u32, Ipv6Addr) {
+    let bits = u32::from(cidr.prefix_bits());
+    match cidr.address() {
+        IpAddr::V4(v4) => (96 + bits, v4.to_ipv6_mapped()),
+        IpAddr::V6(v6) => (bits, v6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Snapshot;
+
+    #[test]
+    fn ipv4_has_its_place_in_ipv6() {
+        let ranges = ["10.0.0.0/8", "fd00::/8"];
+        let ranges: Vec<Cidr> = ranges.iter().filter_map(|r| r.parse().ok()).collect();
+        let entries = exclusions(7, &ranges);
+        let seen = |(key, rule): &(Key<CidrTarget>, u32)| {
+            let target = key.data();
+            assert_eq!((target.workload, *rule), (7, CIDR_EXCLUDE));
+            (key.prefix_len(), IpAddr::from(target.ip).to_string())
+        };
+        let entries: Vec<_> = entries.iter().map(seen).collect();
+        assert_eq!(entries[0], (32 + 96 + 8, "10.0.0.0".to_owned()));
+        assert_eq!(entries[1], (32 + 8, "fd00::".to_owned()));
+    }
+
+    #[test]
+    fn ports_with_several_rules_have_one_entry() {
+        let mut steering = Steering::from(&Snapshot::builtin());
+        steering.inbound_exclude_ports = BTreeSet::from([80]);
+        steering.inbound_ports = BTreeSet::from([80]);
+        steering.redirect.exclude_ports = BTreeSet::from([80]);
+        let rules = port_rules(7, &steering);
+        let of = |direction| {
+            rules[&Sorted(PortKey {
+                workload: 7,
+                port: 80,
+                direction,
+            })]
+        };
+        assert_eq!(of(INBOUND), PORT_EXCLUDE | PORT_CAPTURE | PORT_NO_REDIRECT);
+        assert_eq!(of(OUTBOUND), PORT_NO_REDIRECT);
+    }
+}
