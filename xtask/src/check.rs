@@ -125,7 +125,7 @@ fn unsafe_in_its_rooms() -> Result<()> {
     }
     if !strays.is_empty() {
         bail!(
-            "unsafe code outside sys/, the kernel half's context.rs and Pod impls. Move it there:\n  {}",
+            "unsafe code outside sys/, the kernel half's context/ and Pod impls. Move it there:\n  {}",
             strays.join("\n  ")
         );
     }

@@ -1,0 +1,106 @@
+//! The contexts of a connection's course: sock_ops and sk_msg.
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::bpf_sock_ops,
+    btf_maps::ProgramArray,
+    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie},
+    programs::{SkMsgContext, SockOpsContext},
+};
+use sidecar_common::{
+    address::{Address, Ip},
+    flow::FlowKey,
+};
+
+use super::{
+    address::{AF_INET, read_ip6},
+    socket::Socket,
+};
+
+/// The flow of a context that names both ends, as the socket sees it.
+pub trait Ends {
+    fn flow(&self) -> FlowKey;
+}
+
+impl Ends for SockOpsContext {
+    #[inline(always)]
+    fn flow(&self) -> FlowKey {
+        // SAFETY: context fields; the helper takes this context.
+        unsafe {
+            let ops = self.ops;
+            let (local, remote) = if (*ops).family == AF_INET {
+                (
+                    Ip::from_v4((*ops).local_ip4),
+                    Ip::from_v4((*ops).remote_ip4),
+                )
+            } else {
+                (
+                    Ip(read_ip6(&raw const (*ops).local_ip6)),
+                    Ip(read_ip6(&raw const (*ops).remote_ip6)),
+                )
+            };
+            FlowKey::new(
+                bpf_get_netns_cookie(self.as_ptr()),
+                Address::new(local, (*ops).local_port as u16),
+                Address::new(remote, u32::from_be((*ops).remote_port) as u16),
+            )
+        }
+    }
+}
+
+/// What the sock_ops programs need beyond aya's accessors.
+pub trait Operation {
+    fn socket(&self) -> Option<Socket>;
+    fn cookie(&self) -> u64;
+    fn netns_cookie(&self) -> u64;
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "aya's SockHash::update wants it so; the context outlives the call"
+    )]
+    fn raw(&self) -> &mut bpf_sock_ops;
+}
+
+impl Operation for SockOpsContext {
+    #[inline(always)]
+    fn socket(&self) -> Option<Socket> {
+        // SAFETY: context fields; `sk` is null for a request socket.
+        unsafe {
+            if (*self.ops).is_fullsock == 0 {
+                return None;
+            }
+            Socket::new((*self.ops).__bindgen_anon_2.sk)
+        }
+    }
+
+    #[inline(always)]
+    fn cookie(&self) -> u64 {
+        // SAFETY: the helper takes this context.
+        unsafe { bpf_get_socket_cookie(self.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn netns_cookie(&self) -> u64 {
+        // SAFETY: the helper takes this context.
+        unsafe { bpf_get_netns_cookie(self.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn raw(&self) -> &mut bpf_sock_ops {
+        // SAFETY: the context is valid for the run of the program.
+        unsafe { &mut *self.ops }
+    }
+}
+
+/// sk_msg: the sending socket.
+#[inline(always)]
+pub fn sender(ctx: &SkMsgContext) -> Option<Socket> {
+    // SAFETY: a context field.
+    Socket::new(unsafe { (*ctx.msg).__bindgen_anon_3.sk })
+}
+
+/// Goes on with the program in `programs`, and does not come back if there is one.
+#[inline(always)]
+pub fn tail_call(ctx: &SkMsgContext, programs: &ProgramArray<1>) {
+    // SAFETY: nothing of ours has to be dropped.
+    unsafe { programs.tail_call(ctx, 0) }
+}
