@@ -174,28 +174,26 @@ const KERNEL: [Group; 2] = [
     Group {
         title: "tests with root: real programs in the kernel",
         runner: Runner::Nextest,
-        arguments: &[
-            "--cargo-profile",
-            build::TEST_PROFILE,
-            "--package",
-            "sidecar-tests",
-            "--test",
-            "kernel",
-        ],
+        arguments: &const { with_root("kernel") },
     },
     Group {
         title: "tests with root: real pods, from the image and the manifests",
         runner: Runner::Nextest,
-        arguments: &[
-            "--cargo-profile",
-            build::TEST_PROFILE,
-            "--package",
-            "sidecar-tests",
-            "--test",
-            "pods",
-        ],
+        arguments: &const { with_root("pods") },
     },
 ];
+
+/// One of the targets that need root, and nothing else.
+const fn with_root(target: &'static str) -> [&'static str; 6] {
+    [
+        "--cargo-profile",
+        build::TEST_PROFILE,
+        "--package",
+        "sidecar-tests",
+        "--test",
+        target,
+    ]
+}
 
 fn groups(arguments: &Args) -> Vec<Group> {
     let plain = PLAIN.into_iter().filter(|_| !arguments.kernel);
