@@ -96,8 +96,8 @@ fn is_steered(workload: &Workload<'_>, group: &Path, to: &str) -> Result<bool> {
 fn is_captured(workload: &Workload<'_>, group: &Path, client: &Workload<'_>) -> Result<bool> {
     let listen = workload.v4(7000).to_string();
     let arguments = ["echo", "--listen", &listen];
-    let mut server = workload.start_in(group, "echo", programs::traffic()?, &arguments)?;
-    server.line("listening ")?;
+    let server = workload.start_in(group, "echo", programs::traffic()?, &arguments)?;
+    let server = server.listening()?;
     let captured = answers(workload, client)?;
     server.stop(LIMIT)?;
     Ok(captured)
@@ -122,8 +122,8 @@ fn excluded_cgroups_are_left_alone() {
         fs::create_dir_all(group("batch"))?;
         let listen = a.v4(7000).to_string();
         let arguments = ["echo", "--listen", &listen];
-        let mut early = a.start_in(&group("batch"), "early", programs::traffic()?, &arguments)?;
-        early.line("listening ")?;
+        let early = a.start_in(&group("batch"), "early", programs::traffic()?, &arguments)?;
+        let early = early.listening()?;
         let settings = Settings::default()
             .cgroup("mine")
             .push("workload.exclude.cgroups", "batch")

@@ -149,8 +149,8 @@ fn an_unmodified_proxy_learns_the_original_destination() {
         for (listen, to) in [("127.0.0.1:15001", b.v4(7000)), ("[::1]:15001", b.v6(7000))] {
             let _server = b.serving("names", &["names", "--listen", &to.to_string()])?;
             let arguments = ["names", "--listen", listen, "--reuse-port"];
-            let mut proxy = a.start_in(&group, "proxy", programs::traffic()?, &arguments)?;
-            proxy.line("listening ")?;
+            let proxy = a.start_in(&group, "proxy", programs::traffic()?, &arguments)?;
+            let mut proxy = proxy.listening()?;
             // The kernel spreads connections over those that share the port.
             wait::until_true(
                 "a connection to reach the foreign proxy",

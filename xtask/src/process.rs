@@ -4,8 +4,9 @@ use crate::paths;
 use anyhow::{Context as _, Result, bail};
 use std::{
     ffi::{OsStr, OsString},
+    io::PipeReader,
     path::Path,
-    process::Command,
+    process::{Child, Command, Stdio},
 };
 
 /// The cargo that runs xtask, for the host's half, started at the repository's root.
@@ -69,6 +70,24 @@ fn without_cargos(library_path: &OsStr, target: &Path) -> Option<OsString> {
         return None;
     }
     std::env::join_paths(rest).ok()
+}
+
+/// Starts `command`, without input. What it says on its standard output and error comes out of the pipe, in order.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn followed(command: &mut Command) -> Result<(Child, PipeReader)> {
+    let (output, writer) = std::io::pipe().context("making a pipe")?;
+    command
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone().context("making a pipe")?)
+        .stderr(writer);
+    let child = command
+        .spawn()
+        .with_context(|| format!("starting {}", shown(command)))?;
+    // The command holds the pipe's writing end; while it does, a reader sees no end of file.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    Ok((child, output))
 }
 
 /// What `command` prints to its standard output, trimmed.

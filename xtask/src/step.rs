@@ -7,7 +7,7 @@ use std::{
     collections::VecDeque,
     fs::File,
     io::{BufRead as _, BufReader, IsTerminal as _, PipeReader, Write as _},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus},
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
     time::{Duration, Instant},
 };
@@ -25,17 +25,8 @@ const SHOWN_LINES: usize = 40;
 /// If it cannot be started, fails, or a signal asks xtask to end; the error carries the last lines of output and `advice`.
 pub fn run(title: &str, advice: &str, command: &mut Command) -> Result<()> {
     let progress = Progress::begin(title);
-    let (output, writer) = std::io::pipe().context("making a pipe")?;
-    command
-        .stdin(Stdio::null())
-        .stdout(writer.try_clone().context("making a pipe")?)
-        .stderr(writer);
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("starting {}. {advice}", process::shown(command)))?;
-    // The command holds the pipe's writing end; while it does, the reader below sees no end of file.
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-
+    let (mut child, output) =
+        process::followed(command).with_context(|| format!("{title} cannot begin. {advice}"))?;
     let lines = read_lines(output);
     let mut log = Log::create(title)?;
     let status = follow(&mut child, &lines, &progress, &mut log)?;

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use std::{
     io::{BufRead as _, BufReader, IsTerminal as _},
     path::Path,
-    process::{Command, Stdio},
+    process::Command,
     time::Instant,
 };
 
@@ -263,7 +263,6 @@ impl Session<'_> {
         cargo
             .args(group.arguments)
             .args(self.filter)
-            .stdin(Stdio::null())
             .env(leftovers::RUN_VARIABLE, &self.run)
             .env("SIDECAR_BIN", self.sidecar);
         if let Some(archive) = self.archive {
@@ -277,14 +276,7 @@ impl Session<'_> {
 
     /// Shows what the command says as it comes, and counts the tests.
     fn stream(&mut self, command: &mut Command) -> Result<Option<i32>> {
-        let (output, writer) = std::io::pipe().context("making a pipe")?;
-        command
-            .stdout(writer.try_clone().context("making a pipe")?)
-            .stderr(writer);
-        let mut child = command
-            .spawn()
-            .with_context(|| format!("starting {}", process::shown(command)))?;
-        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let (mut child, output) = process::followed(command)?;
         let mut reader = BufReader::new(output);
         let mut bytes = Vec::new();
         while reader

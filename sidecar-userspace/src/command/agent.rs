@@ -20,7 +20,9 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    Usage, look_from_the_node, require_root, standalone::Cgroups, supervise::tell_systemd,
+    Usage, look_from_the_node, require_root,
+    standalone::{Cgroups, trial},
+    supervise::tell_systemd,
 };
 use crate::{
     cli::{Agent as Arguments, AgentVerb, Serve, Uninstall},
@@ -32,12 +34,11 @@ use crate::{
         state::{Kubelets, State},
     },
     kernel::{
-        attach::{AttachError, Enrolment, own_namespace},
+        attach::AttachError,
         events,
         exclusion::LOOK_EVERY,
         node::{self, Adopted, Node},
         pins,
-        workload::Subject,
     },
     kubernetes::{Api, api::SERVICE_ACCOUNT, taint},
     lifecycle::{
@@ -208,25 +209,9 @@ fn self_test(base: &Path) -> Result<Option<String>> {
         ..Steering::from(&Snapshot::builtin())
     };
     let cgroups = Cgroups::create(&steering.name, None)?;
-    let namespace = own_namespace()?;
-    let subject = Subject {
-        application: &cgroups.application,
-        proxy: &cgroups.proxy,
-        namespace: &namespace,
-        steering: &steering,
-    };
-    let tried = Enrolment::begin(base, &subject).and_then(|mut enrolment| {
-        let tried = cgroups
-            .proxy
-            .enter()
-            .map_err(AttachError::from)
-            .and_then(|()| enrolment.self_test(&steering));
-        let refused = enrolment.no_redirect().map(str::to_owned);
-        enrolment.leave()?;
-        tried.map(|_| refused)
-    });
+    let tried = trial(base, &steering, &cgroups);
     cgroups.remove();
-    Ok(tried?)
+    Ok(tried?.refused)
 }
 
 fn uninstall(args: &Uninstall) -> Result<ExitCode> {

@@ -5,18 +5,12 @@ use std::{fs, process::ExitCode, time::SystemTime};
 use anyhow::Result;
 use serde::Serialize;
 
-use super::standalone::Cgroups;
+use super::standalone::{Cgroups, Trial, trial};
 use crate::{
     cli::Check,
     config,
     identity::source,
-    kernel::{
-        attach::{Enrolment, own_namespace},
-        btf::Btf,
-        features,
-        load::OBJECT,
-        workload::Subject,
-    },
+    kernel::{btf::Btf, features, load::OBJECT},
     model::{Snapshot, Steering},
     sys::cgroup::Cgroup,
     tls::mesh::Mesh,
@@ -251,24 +245,7 @@ fn self_test(findings: &mut Findings, args: &Check, snapshot: &Snapshot) {
         name,
         ..Steering::from(snapshot)
     };
-    let tried = own_namespace()
-        .and_then(|namespace| {
-            let subject = Subject {
-                application: &cgroups.application,
-                proxy: &cgroups.proxy,
-                namespace: &namespace,
-                steering: &steering,
-            };
-            Enrolment::begin(&args.pins.bpffs, &subject)
-        })
-        .map_err(anyhow::Error::from)
-        .and_then(|mut enrolment| {
-            cgroups.proxy.enter()?;
-            let parts = enrolment.self_test(&steering)?;
-            let refused = enrolment.no_redirect().map(str::to_owned);
-            enrolment.leave()?;
-            Ok((parts, refused))
-        });
+    let tried = trial(&args.pins.bpffs, &steering, &cgroups);
     cgroups.remove();
     match tried {
         Err(error) => findings.fail(
@@ -276,7 +253,7 @@ fn self_test(findings: &mut Findings, args: &Check, snapshot: &Snapshot) {
             format!("{error:#}"),
             "see the message; --log debug says more",
         ),
-        Ok((parts, refused)) => {
+        Ok(Trial { parts, refused }) => {
             findings.ok("kernel half", "loads and attaches");
             for part in parts {
                 match part.failure {

@@ -128,7 +128,6 @@ fn identity(
     Ok(keeper)
 }
 
-/// Refuses early and in words what would fail late.
 /// For a command that knows pods by their cgroups. Before any other thread is started.
 fn look_from_the_node() {
     match sys::cgroupns::enter_nodes() {
@@ -141,6 +140,7 @@ fn look_from_the_node() {
     }
 }
 
+/// Refuses early and in words what would fail late.
 fn require_root(what: &str) -> Result<()> {
     if rustix::process::geteuid().is_root() {
         return Ok(());

@@ -12,7 +12,15 @@ use anyhow::Result;
 use tracing::warn;
 
 use super::Usage;
-use crate::sys::cgroup::{Cgroup, CgroupError};
+use crate::{
+    kernel::{
+        attach::{AttachError, Enrolment, own_namespace},
+        selftest::Finding,
+        workload::Subject,
+    },
+    model::Steering,
+    sys::cgroup::{Cgroup, CgroupError},
+};
 
 pub struct Cgroups {
     /// Where we came from and return to.
@@ -76,6 +84,34 @@ impl Cgroups {
         }
         self.parent.remove()
     }
+}
+
+/// What came of trying redirect on real sockets.
+pub struct Trial {
+    pub parts: Vec<Finding>,
+    /// Why redirect must stay off, if so.
+    pub refused: Option<String>,
+}
+
+/// Attaches for a workload of our own, tries redirect on real sockets, and detaches again. `base`: the pin directory.
+pub fn trial(base: &Path, steering: &Steering, cgroups: &Cgroups) -> Result<Trial> {
+    let namespace = own_namespace()?;
+    let subject = Subject {
+        application: &cgroups.application,
+        proxy: &cgroups.proxy,
+        namespace: &namespace,
+        steering,
+    };
+    let mut enrolment = Enrolment::begin(base, &subject)?;
+    let entered = cgroups.proxy.enter().map_err(AttachError::from);
+    let parts = entered.and_then(|()| enrolment.self_test(steering));
+    let refused = enrolment.no_redirect().map(str::to_owned);
+    // Whatever came of it: fail rule `closed` would have something stay.
+    enrolment.leave()?;
+    Ok(Trial {
+        parts: parts?,
+        refused,
+    })
 }
 
 /// An application's cgroup with the sidecar in it would have the sidecar's own connections steered to itself.

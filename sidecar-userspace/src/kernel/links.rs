@@ -82,12 +82,7 @@ impl Links {
             let sockops = in_cgroup::<SockOps>(bpf, names::RELAY_SOCKOPS, target)?;
             links.lasting.push(sockops);
         }
-        for name in [
-            names::ACCEPT_CONNECT4,
-            names::ACCEPT_CONNECT6,
-            names::ORIGIN_PEERNAME4,
-            names::ORIGIN_PEERNAME6,
-        ] {
+        for name in ADDRESS_PROGRAMS {
             let address = in_cgroup::<CgroupSockAddr>(bpf, name, &application_target)?;
             links.lasting.push(address);
         }
@@ -194,12 +189,7 @@ pub fn load_all(bpf: &mut Ebpf) -> Result<(), LoadError> {
     load_as::<CgroupSock>(bpf, names::ACCEPT_SOCKET)?;
     load_as::<SockOps>(bpf, names::RELAY_SOCKOPS)?;
     load_as::<SockOps>(bpf, names::PROBE_SOCKOPS)?;
-    for name in [
-        names::ACCEPT_CONNECT4,
-        names::ACCEPT_CONNECT6,
-        names::ORIGIN_PEERNAME4,
-        names::ORIGIN_PEERNAME6,
-    ] {
+    for name in ADDRESS_PROGRAMS {
         load_as::<CgroupSockAddr>(bpf, name)?;
     }
     for (name, _) in PROXY_PROGRAMS {
@@ -207,6 +197,14 @@ pub fn load_all(bpf: &mut Ebpf) -> Result<(), LoadError> {
     }
     Ok(())
 }
+
+/// Attached to the application's cgroup.
+const ADDRESS_PROGRAMS: [&str; 4] = [
+    names::ACCEPT_CONNECT4,
+    names::ACCEPT_CONNECT6,
+    names::ORIGIN_PEERNAME4,
+    names::ORIGIN_PEERNAME6,
+];
 
 const PROXY_PROGRAMS: [(&str, u32); 2] = [
     (names::ORIGIN_GETSOCKOPT, bpf::GETSOCKOPT),

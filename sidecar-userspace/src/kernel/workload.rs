@@ -143,9 +143,7 @@ impl Attached {
         redirect: bool,
     ) -> Result<(), AttachError> {
         let slot = self.pins.slot;
-        adopt::mark_proxy(tables, listeners.unmarked, slot, self.netns)?;
-        tables.set_listener(slot, &listeners.inbound)?;
-        tables.set_rules(slot, subject.steering)?;
+        self.point(tables, subject, listeners)?;
         let entry = workload_entry(subject.steering, self.netns, outbound_port, redirect);
         tables.set_workload(slot, entry)?;
         // Before their workload is, so that none of their connections is steered.
@@ -173,12 +171,23 @@ impl Attached {
         listeners: Listening<'_>,
         redirect: bool,
     ) -> Result<(), AttachError> {
+        let proxy = role(self.pins.slot, ROLE_PROXY);
+        tables.set_cgroup(subject.proxy.id()?, proxy)?;
+        self.point(tables, subject, listeners)?;
+        self.set_entry(tables, subject.steering, outbound_port, redirect)
+    }
+
+    /// Whose listeners the workload's connections go to, and by which rules.
+    fn point(
+        &self,
+        tables: &mut Tables,
+        subject: &Subject<'_>,
+        listeners: Listening<'_>,
+    ) -> Result<(), AttachError> {
         let slot = self.pins.slot;
-        tables.set_cgroup(subject.proxy.id()?, role(slot, ROLE_PROXY))?;
         adopt::mark_proxy(tables, listeners.unmarked, slot, self.netns)?;
         tables.set_listener(slot, &listeners.inbound)?;
-        tables.set_rules(slot, subject.steering)?;
-        self.set_entry(tables, subject.steering, outbound_port, redirect)
+        Ok(tables.set_rules(slot, subject.steering)?)
     }
 
     /// Follows a new configuration.

@@ -193,54 +193,41 @@ pub fn request_text(record: &RequestRecord, line: &mut Vec<u8>) {
     );
 }
 
+/// What the two kinds of record have in common by name, and no type of their own.
+macro_rules! common {
+    ($record:ident, $kind:literal, $time:ident) => {{
+        let outcome = $record.outcome();
+        let reason = outcome.reason();
+        Common {
+            time: rfc3339($record.$time),
+            kind: $kind,
+            direction: $record.direction.name(),
+            client: $record.peer,
+            client_identity: identity($record.client_tls.as_deref()),
+            client_tls: $record.client_tls.as_ref().map(|tls| tls.version),
+            destination: $record.destination,
+            service: $record.service.as_deref(),
+            upstream: $record.upstream,
+            upstream_identity: identity($record.upstream_tls.as_deref()),
+            upstream_tls: $record.upstream_tls.as_ref().map(|tls| tls.version),
+            reason: outcome.code(),
+            message: reason.map(|reason| reason.words()),
+            detail: $record.detail.as_deref(),
+            policy: $record.denied_by.as_ref().map(|rule| &*rule.policy),
+            rule: $record.denied_by.as_ref().and_then(|rule| rule.rule),
+            audit: $record.audited_by.iter().map(ToString::to_string).collect(),
+            flags: reason.map_or("-", |reason| reason.flag()),
+            duration_ms: milliseconds($record.started.elapsed()),
+        }
+    }};
+}
+
 fn connection_common(record: &ConnectionRecord) -> Common<'_> {
-    let outcome = record.outcome();
-    Common {
-        time: rfc3339(record.accepted_at),
-        kind: "connection",
-        direction: record.direction.name(),
-        client: record.peer,
-        client_identity: identity(record.client_tls.as_deref()),
-        client_tls: record.client_tls.as_ref().map(|tls| tls.version),
-        destination: record.destination,
-        service: record.service.as_deref(),
-        upstream: record.upstream,
-        upstream_identity: identity(record.upstream_tls.as_deref()),
-        upstream_tls: record.upstream_tls.as_ref().map(|tls| tls.version),
-        reason: outcome.code(),
-        message: outcome.reason().map(|reason| reason.words()),
-        detail: record.detail.as_deref(),
-        policy: record.denied_by.as_ref().map(|rule| &*rule.policy),
-        rule: record.denied_by.as_ref().and_then(|rule| rule.rule),
-        audit: record.audited_by.iter().map(ToString::to_string).collect(),
-        flags: outcome.reason().map_or("-", |reason| reason.flag()),
-        duration_ms: milliseconds(record.started.elapsed()),
-    }
+    common!(record, "connection", accepted_at)
 }
 
 fn request_common(record: &RequestRecord) -> Common<'_> {
-    let outcome = record.outcome();
-    Common {
-        time: rfc3339(record.started_at),
-        kind: "request",
-        direction: record.direction.name(),
-        client: record.peer,
-        client_identity: identity(record.client_tls.as_deref()),
-        client_tls: record.client_tls.as_ref().map(|tls| tls.version),
-        destination: record.destination,
-        service: record.service.as_deref(),
-        upstream: record.upstream,
-        upstream_identity: identity(record.upstream_tls.as_deref()),
-        upstream_tls: record.upstream_tls.as_ref().map(|tls| tls.version),
-        reason: outcome.code(),
-        message: outcome.reason().map(|reason| reason.words()),
-        detail: record.detail.as_deref(),
-        policy: record.denied_by.as_ref().map(|rule| &*rule.policy),
-        rule: record.denied_by.as_ref().and_then(|rule| rule.rule),
-        audit: record.audited_by.iter().map(ToString::to_string).collect(),
-        flags: outcome.reason().map_or("-", |reason| reason.flag()),
-        duration_ms: milliseconds(record.started.elapsed()),
-    }
+    common!(record, "request", started_at)
 }
 
 fn identity(tls: Option<&Secured>) -> Option<&str> {

@@ -361,9 +361,7 @@ impl<'w> Pod<'w> {
 
     /// Starts one that serves, and waits until it listens.
     pub fn serving(&self, name: &str, arguments: &[&str]) -> Result<Running> {
-        let mut server = self.traffic(name, arguments)?;
-        server.line("listening ")?;
-        Ok(server)
+        self.traffic(name, arguments)?.listening()
     }
 
     /// Runs one to its successful end.

@@ -101,6 +101,12 @@ impl Running {
         self.line_within(start, READY_LIMIT)
     }
 
+    /// Waits until it says that it listens, as those of the `traffic` programs do that serve.
+    pub fn listening(mut self) -> Result<Self> {
+        self.line("listening ")?;
+        Ok(self)
+    }
+
     pub fn line_within(&mut self, start: &str, limit: Duration) -> Result<String> {
         let what = format!("a line «{start}…» of {}", self.name);
         wait::until(&what, limit, || {

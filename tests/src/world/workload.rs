@@ -166,9 +166,7 @@ impl<'world> Workload<'world> {
 
     /// Starts one of the `traffic` programs that serve, and waits until it listens.
     pub fn serving(&self, name: &str, arguments: &[&str]) -> Result<Running> {
-        let mut server = self.traffic(name, arguments)?;
-        server.line("listening ")?;
-        Ok(server)
+        self.traffic(name, arguments)?.listening()
     }
 
     /// Runs one of the `traffic` programs to its successful end.

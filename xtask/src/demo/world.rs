@@ -110,36 +110,13 @@ impl World {
             "netns", server,
         ])?;
         for host in [&self.client, &self.server] {
+            let within = |arguments: &[&str]| ip(&[&["-n", &host.name], arguments].concat());
             // Without a link-local address, whose duplicates the kernel would look for while it answers nobody.
-            ip(&[
-                "-n",
-                &host.name,
-                "link",
-                "set",
-                "eth0",
-                "addrgenmode",
-                "none",
-            ])?;
-            ip(&[
-                "-n",
-                &host.name,
-                "addr",
-                "add",
-                &format!("{}/24", host.v4),
-                "dev",
-                "eth0",
-            ])?;
-            ip(&[
-                "-n",
-                &host.name,
-                "addr",
-                "add",
-                &format!("{}/64", host.v6),
-                "dev",
-                "eth0",
-                "nodad",
-            ])?;
-            ip(&["-n", &host.name, "link", "set", "eth0", "up"])?;
+            within(&["link", "set", "eth0", "addrgenmode", "none"])?;
+            let (v4, v6) = (format!("{}/24", host.v4), format!("{}/64", host.v6));
+            within(&["addr", "add", &v4, "dev", "eth0"])?;
+            within(&["addr", "add", &v6, "dev", "eth0", "nodad"])?;
+            within(&["link", "set", "eth0", "up"])?;
         }
         for address in [self.server.v4, self.server.v6] {
             self.client.within(move || until_reachable(address))?;
