@@ -1,41 +1,35 @@
 //! The proxy, put together: worker threads, the admin thread, and the handle by which they are ended.
 
-use std::{convert::Infallible, io, net::SocketAddr, rc::Rc, sync::Arc, thread, time::Instant};
+mod control;
+mod worker;
+
+use std::{io, net::SocketAddr, sync::Arc, thread, time::Instant};
 
 use tokio::{
-    net::TcpListener,
     runtime::{Builder, LocalOptions, LocalRuntime},
     sync::{mpsc, watch},
     task,
 };
 
+use self::{control::Control, worker::Seed};
 use crate::{
     config::watch::SnapshotHandle,
     connection::{
-        self, Direction, Recorder, Worker,
-        accept::{self, Accepted, Places},
-        balance::Balancer,
-        buffers::Buffers,
-        detect::Learned,
-        listen::{AdminListeners, Listeners, WorkerListeners},
-        origin::{KernelOrigin, OriginSource, OwnPorts},
-        resolve::Resolver,
-        tunnel,
+        accept::Places,
+        listen::Listeners,
+        origin::{KernelOrigin, OriginSource},
     },
-    http::Pool,
-    jwt,
     lifecycle::{
         descriptors,
-        drain::{Drain, DrainSignal, DrainTrigger, Phase},
-        readiness::{Readiness, Token},
-        thrift,
+        drain::{Drain, DrainTrigger},
+        readiness::Readiness,
     },
     telemetry::{
         access_log::{AccessLog, OpenError, Writer},
-        admin::{self, Admin, LogFilter, Scope},
+        admin::{Admin, LogFilter},
         metrics::Metrics,
     },
-    tls::{mesh::MeshHandle, origin::Origins},
+    tls::mesh::MeshHandle,
 };
 
 /// Threads for blocking calls of one worker: name look-ups only.
@@ -261,82 +255,6 @@ impl ProxyHandle {
     }
 }
 
-/// What a worker thread starts from.
-struct Seed {
-    number: usize,
-    listeners: WorkerListeners,
-    metrics: Arc<Metrics>,
-    log: AccessLog,
-    drain: DrainSignal,
-    snapshot: Arc<SnapshotHandle>,
-    origin: Arc<dyn OriginSource>,
-    own_ports: OwnPorts,
-    places: Places,
-    mesh: Option<Arc<MeshHandle>>,
-    ready: Token,
-    accepts_no_more: watch::Receiver<bool>,
-}
-
-impl Seed {
-    fn run(self, runtime: &LocalRuntime) {
-        let Self {
-            number,
-            listeners,
-            metrics,
-            log,
-            drain,
-            snapshot,
-            origin,
-            own_ports,
-            places,
-            mesh,
-            ready,
-            accepts_no_more,
-        } = self;
-        runtime.block_on(async move {
-            let worker = Rc::new(Worker {
-                number,
-                recorder: Recorder::new(metrics, log, drain.clone()),
-                drain: drain.clone(),
-                snapshot,
-                origin,
-                own_ports,
-                places,
-                balancer: Balancer::default(),
-                resolver: Resolver::default(),
-                buffers: Buffers::default(),
-                learned: Learned::default(),
-                http: Pool::default(),
-                tunnels: tunnel::Pool::default(),
-                mesh,
-                origins: Origins::default(),
-            });
-            let inbound = std::iter::once((Direction::Inbound, listeners.inbound));
-            let outbound = listeners
-                .outbound
-                .into_iter()
-                .map(|listener| (Direction::Outbound, listener));
-            let listeners: io::Result<Vec<_>> = inbound
-                .chain(outbound)
-                .map(|(direction, listener)| Ok((direction, TcpListener::from_std(listener)?)))
-                .collect();
-            match listeners {
-                Ok(listeners) => {
-                    let accepting = listeners.into_iter().map(|(direction, listener)| {
-                        task::spawn_local(listen(listener, direction, worker.clone()))
-                    });
-                    end_when(accepts_no_more, accepting.collect());
-                    ready.done();
-                }
-                Err(error) => tracing::error!(%error, number, "a worker cannot use its listeners"),
-            }
-            drain.reached(Phase::Ended).await;
-        });
-        // The runtime is dropped by the caller, and with it the tasks of connections that are left: they reset
-        // their sockets and record why.
-    }
-}
-
 /// Ends tasks, and closes what they listen on, once others do their work.
 fn end_when(mut handed_over: watch::Receiver<bool>, tasks: Vec<task::JoinHandle<()>>) {
     task::spawn_local(async move {
@@ -349,97 +267,6 @@ fn end_when(mut handed_over: watch::Receiver<bool>, tasks: Vec<task::JoinHandle<
             tasks.iter().for_each(task::JoinHandle::abort);
         }
     });
-}
-
-async fn listen(listener: TcpListener, direction: Direction, worker: Rc<Worker>) {
-    let serve = |accepted: Accepted| {
-        drop(task::spawn_local(connection::serve(
-            accepted,
-            worker.clone(),
-        )))
-    };
-    match accept::accept(listener, direction, worker.clone(), serve).await {}
-}
-
-/// The thread that answers the admin endpoints and runs the drain.
-struct Control {
-    admin: AdminListeners,
-    told: Arc<Admin>,
-    drain: Drain,
-    quit_asked: mpsc::Receiver<()>,
-    snapshot: Arc<SnapshotHandle>,
-    log: AccessLog,
-    places: Places,
-    ended: watch::Sender<bool>,
-    accepts_no_more: watch::Receiver<bool>,
-}
-
-impl Control {
-    fn run(self, runtime: &LocalRuntime) {
-        let Self {
-            admin,
-            told,
-            drain,
-            mut quit_asked,
-            snapshot,
-            log,
-            places,
-            ended,
-            accepts_no_more,
-        } = self;
-        runtime.block_on(async move {
-            let endpoints = [
-                (admin.admin, Scope::Admin),
-                (admin.metrics, Scope::Metrics),
-                (admin.health, Scope::Health),
-            ];
-            let mut answering = Vec::new();
-            for (listener, scope) in endpoints {
-                match TcpListener::from_std(listener) {
-                    Ok(listener) => {
-                        let serve = admin::serve(listener, scope, told.clone());
-                        answering.push(task::spawn_local(async move { match serve.await {} }));
-                    }
-                    Err(error) => {
-                        tracing::error!(%error, ?scope, "an admin endpoint cannot be served")
-                    }
-                }
-            }
-            let fetch = jwt::remote::follow(told.metrics.clone());
-            end_when(accepts_no_more, answering);
-            let follow = follow_configuration(snapshot.clone(), log);
-            tokio::select! {
-                _ = quit_asked.recv() => {}
-                never = follow => match never {},
-                never = refresh_keys() => match never {},
-                never = thrift::keep(|| places.taken()) => match never {},
-                never = fetch => match never {},
-            }
-            let patience = snapshot.load().timeouts.drain;
-            tracing::info!(?patience, "draining");
-            let clean = drain.run(patience).await;
-            tracing::info!(clean, "drained");
-            ended.send_replace(true);
-        });
-    }
-}
-
-/// Applies what a reload may change beside the snapshot that connections take.
-async fn follow_configuration(snapshot: Arc<SnapshotHandle>, log: AccessLog) -> Infallible {
-    let mut changes = snapshot.subscribe();
-    while changes.changed().await.is_ok() {
-        log.configure(&snapshot.load().access_log);
-    }
-    std::future::pending().await
-}
-
-/// Follows the files of keys for tokens. Reading them may take long, on a slow disk: never on the control thread.
-async fn refresh_keys() -> Infallible {
-    loop {
-        tokio::time::sleep(jwt::keys::REFRESH).await;
-        // It panics only if reading does, and then the next turn tries again.
-        let _ = task::spawn_blocking(jwt::keys::refresh).await;
-    }
 }
 
 /// A named thread with a runtime of its own, which is gone, with its tasks, when the thread ends.
