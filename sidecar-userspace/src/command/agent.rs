@@ -37,7 +37,7 @@ use crate::{
         attach::AttachError,
         events,
         exclusion::LOOK_EVERY,
-        node::{self, Adopted, Node},
+        node::{self, Node, adopted::Adopted, uninstall},
         pins,
     },
     kubernetes::{Api, api::SERVICE_ACCOUNT, taint},
@@ -215,7 +215,7 @@ fn self_test(base: &Path) -> Result<Option<String>> {
 }
 
 fn uninstall(args: &Uninstall) -> Result<ExitCode> {
-    let removed = node::uninstall(&args.pins.bpffs)?;
+    let removed = uninstall::everything(&args.pins.bpffs)?;
     for what in &removed.what {
         println!("removed {what}");
     }

@@ -25,7 +25,7 @@ use super::{caller::Host, foreign::Foreign, message::Reply};
 use crate::{
     kernel::{
         attach::AttachError,
-        node::{Adopted, Node},
+        node::{Node, adopted::Adopted},
         workload::Attached,
     },
     model::{FailRule, Snapshot, Steering},

@@ -23,6 +23,14 @@ pub fn fault() -> u32 {
     }
 }
 
+/// What there is here, and why nothing is redirected, if so.
+pub fn best() -> (Tunables, Option<String>) {
+    match tunables() {
+        Ok(tunables) => (tunables, None),
+        Err(error) => (steering_only(), Some(error.to_string())),
+    }
+}
+
 /// Offsets for the evidence, or why redirect is impossible here.
 pub fn tunables() -> Result<Tunables, BtfError> {
     let btf = Btf::of_kernel()?;
@@ -48,7 +56,7 @@ pub fn tunables() -> Result<Tunables, BtfError> {
 }
 
 /// Tunables of a kernel without usable BTF: steering works, nothing is redirected.
-pub fn steering_only() -> Tunables {
+fn steering_only() -> Tunables {
     Tunables {
         splice_number: SPLICE.0,
         first_argument: SPLICE.1,

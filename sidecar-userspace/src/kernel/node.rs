@@ -5,6 +5,10 @@
 //! attached by one of another layout are left as they are, since we do not understand their maps: until their proxy comes
 //! anew, which is attached with ours, or they go.
 
+pub mod adopted;
+pub mod uninstall;
+mod version;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -14,22 +18,18 @@ use aya::{
     Ebpf,
     maps::{MapData, RingBuf},
 };
-use sidecar_common::{
-    names,
-    record::Counter,
-    settings::{ROLE_PROXY, Tunables, WORKLOAD_FAIL_CLOSED},
-};
+use sidecar_common::{names, record::Counter, settings::ROLE_PROXY};
 use tracing::{info, warn};
 
+use self::adopted::Adopted;
 use super::{
     attach::{AttachError, sweep},
     exclusion, features,
-    layout::{Layout, fingerprint},
+    layout::Layout,
     links,
-    load::{self, LoadError, Loader, NO_SLOT, OBJECT},
+    load::{self, LoadError, Loader, NO_SLOT},
     pins::{self, Held, PinError, Pins, WorkloadPins},
     tables::Tables,
-    upgrade::{self, UpgradeError},
     workload::{Attached, Lasting, Listening, Programs, Subject},
 };
 use crate::{model::cgroup::CgroupPattern, sys::cgroup::Cgroup};
@@ -52,15 +52,6 @@ pub struct Node {
     _alone: Held,
 }
 
-/// A pod that a former agent attached.
-pub struct Adopted {
-    pub name: String,
-    /// The id of its cgroup.
-    pub pod: u64,
-    pub fails_closed: bool,
-    pub attached: Attached,
-}
-
 impl Node {
     /// Loads, and adopts what is there. Fails if another agent runs.
     pub fn open(base: &Path) -> Result<(Self, Vec<Adopted>), AttachError> {
@@ -69,10 +60,7 @@ impl Node {
         let shared = Pins::open(base, Layout::own()?)?;
         let (own, held) = shared.claim_for_agent()?;
         let swept = sweep(&shared)?;
-        let (tunables, mut no_redirect) = match features::tunables() {
-            Ok(tunables) => (tunables, None),
-            Err(error) => (features::steering_only(), Some(error.to_string())),
-        };
+        let (tunables, mut no_redirect) = features::best();
         let events = own.join(names::EVENTS);
         let mut loader = Loader::new(&shared, &tunables, Some(&events))?;
         // Each pod gets an object of its own for its lookup.
@@ -94,7 +82,7 @@ impl Node {
             bpf,
             loader,
             tables,
-            object: object_name(&tunables),
+            object: version::object_name(&tunables),
             no_redirect,
             events,
             _held: held,
@@ -104,52 +92,6 @@ impl Node {
         let mut adopted = node.adopt_others()?;
         adopted.extend(node.adopt(&shared)?);
         Ok((node, adopted))
-    }
-
-    /// Whether what is attached are programs of another object of our layout.
-    pub fn is_outdated(&self) -> bool {
-        let links = |directory: &Path| {
-            let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-            entries
-                .filter(|entry| entry.file_name() != names::EVENTS)
-                .any(|entry| entry.path().is_file())
-        };
-        let pods = fs::read_dir(self.shared.join("workloads"))
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter(|entry| entry.file_name().to_string_lossy().contains('@'))
-            .any(|entry| links(&entry.path()));
-        !self.own.join(&self.object).exists() && (pods || links(&self.own))
-    }
-
-    /// Puts our programs in the place of those of a former agent. `refused`: why they failed the self-test, if they did.
-    pub fn upgrade(&mut self, refused: Option<&str>) -> Result<(), UpgradeError> {
-        if let Some(why) = refused.filter(|_| !self.is_unproven() && self.no_redirect.is_none()) {
-            return Err(UpgradeError::Refused(why.to_owned()));
-        }
-        let shared = Pins::lock(self.shared.clone())?;
-        upgrade::try_lookup(&mut self.loader)?;
-        let links = upgrade::replace(&mut self.bpf, &mut self.loader, &shared)?;
-        info!(links, "the programs of a former agent are replaced by ours");
-        Ok(())
-    }
-
-    /// Says whose programs are attached, for the next agent.
-    pub fn sign(&self) -> Result<(), PinError> {
-        let signature = self.own.join(&self.object);
-        let other = |path: &PathBuf| {
-            let name = path.file_name().and_then(|name| name.to_str());
-            name.is_some_and(|name| name.starts_with(OBJECT_PREFIX)) && *path != signature
-        };
-        let entries = fs::read_dir(&self.own).into_iter().flatten().flatten();
-        let others: Vec<_> = entries.map(|entry| entry.path()).filter(other).collect();
-        pins::mark(&signature)?;
-        for other in others {
-            // It says nothing any more.
-            let _ = fs::remove_dir(other);
-        }
-        Ok(())
     }
 
     /// Whether the self-test has to run: it has not, since the machine started.
@@ -365,122 +307,6 @@ impl Node {
     pub fn is_ours(&self, attached: &Attached) -> bool {
         attached.directory().starts_with(&self.shared)
     }
-
-    /// The pods in our directory, whose agent is gone.
-    fn adopt(&mut self, shared: &Pins) -> Result<Vec<Adopted>, AttachError> {
-        let mut adopted = Vec::new();
-        for (name, pod, pins) in orphans(shared)? {
-            let flags = self.tables.workload(pins.slot)?.flags;
-            adopted.push(Adopted {
-                name,
-                pod,
-                fails_closed: flags & WORKLOAD_FAIL_CLOSED != 0,
-                attached: Attached::adopt(pins, &self.tables)?,
-            });
-        }
-        Ok(adopted)
-    }
-
-    /// Those that were attached by an agent of another layout.
-    fn adopt_others(&self) -> Result<Vec<Adopted>, AttachError> {
-        let mut adopted = Vec::new();
-        for directory in Pins::versions(&self.base) {
-            if directory == self.shared {
-                continue;
-            }
-            let shared = Pins::lock(directory.clone())?;
-            let found = orphans(&shared)?;
-            info!(directory = %directory.display(), pods = found.len(), "attached with another layout: left as they are");
-            if found.is_empty() {
-                shared.remove_if_unused()?;
-            }
-            adopted.extend(found.into_iter().map(|(name, pod, pins)| Adopted {
-                name,
-                pod,
-                // Until its sidecar says.
-                fails_closed: true,
-                attached: Attached::foreign(pins),
-            }));
-        }
-        Ok(adopted)
-    }
-}
-
-/// Pods that no agent holds: name, id of the cgroup, and their pins, held from now on.
-fn orphans(shared: &Pins) -> Result<Vec<(String, u64, WorkloadPins)>, PinError> {
-    let mut orphans = Vec::new();
-    for found in shared.workloads()? {
-        let Some(pod) = found.pod else { continue };
-        match WorkloadPins::take(found.slot, found.directory) {
-            Ok(pins) => orphans.push((found.name, pod, pins)),
-            Err(error) => warn!(workload = found.name, %error, "left to whoever holds it"),
-        }
-    }
-    Ok(orphans)
-}
-
-const OBJECT_PREFIX: &str = "object-";
-
-/// What tells our programs from those of other builds: the object, and what is set in it before it is loaded.
-fn object_name(tunables: &Tunables) -> String {
-    let set = format!("{tunables:?}");
-    let bytes = OBJECT.iter().copied().chain(set.into_bytes());
-    format!("{OBJECT_PREFIX}{:08x}", fingerprint(bytes))
-}
-
-/// What [`uninstall`] did.
-#[derive(Debug, Default)]
-pub struct Removed {
-    /// Pods that were detached, and directories of pins.
-    pub what: Vec<String>,
-    /// What is not an agent's.
-    pub kept: Vec<String>,
-    /// What is still there, and why.
-    pub left: Vec<String>,
-}
-
-/// Removes everything that agents have left under `base`: pods, links, maps, programs. Fails if an agent runs.
-pub fn uninstall(base: &Path) -> Result<Removed, AttachError> {
-    let mut removed = Removed::default();
-    if !base.exists() {
-        return Ok(removed);
-    }
-    let _alone = pins::hold(base)?;
-    let mut held = super::census::Census::default();
-    pins::discard(&base.join(pins::TRIAL))?;
-    for directory in Pins::versions(base) {
-        let shared = Pins::lock(directory.clone())?;
-        // Of a layout that we do not understand, the pins are all there is to remove.
-        let ours = directory.file_name().and_then(|name| name.to_str());
-        let mut tables = match Layout::own().is_ok_and(|own| Some(own.name()) == ours) {
-            true => Tables::open(&directory).ok(),
-            false => None,
-        };
-        held.add(&directory);
-        for found in shared.workloads()? {
-            match found.pod {
-                None => removed.kept.push(format!(
-                    "{}: of a sidecar without agent",
-                    found.directory.display()
-                )),
-                Some(_) => {
-                    shared.remove(&found.directory)?;
-                    if let Some(tables) = &mut tables {
-                        tables.clear(found.slot);
-                    }
-                    removed.what.push(format!("pod {}", found.name));
-                }
-            }
-        }
-        drop(tables);
-        shared.remove_agent()?;
-        match shared.remove_if_unused()? {
-            true => removed.what.push(directory.display().to_string()),
-            false => held.keep_shared(),
-        }
-    }
-    removed.left.extend(held.remaining());
-    Ok(removed)
 }
 
 /// For callers that only need the error of a second agent in words.
