@@ -29,6 +29,25 @@ fn pods(world: &World) -> Result<(Workload<'_>, Workload<'_>)> {
     Ok((a, b))
 }
 
+/// Calls `to` from `client`: what the server there has seen. Both ends see the address that was asked for.
+fn accepted_of_call(client: &Workload<'_>, to: SocketAddr) -> Result<Accepted> {
+    let called: Called = client
+        .run_traffic("call", &["call", "--to", &to.to_string()])?
+        .account()?;
+    ensure!(
+        called.peer == to,
+        "the client sees {} for {to}",
+        called.peer
+    );
+    let accepted: Accepted =
+        serde_json::from_str(&called.received).context("no account came back")?;
+    ensure!(
+        accepted.local == to,
+        "the server sees its own address as {accepted:?}"
+    );
+    Ok(accepted)
+}
+
 /// The client sees the address that it asked for, the server the client's and its own.
 #[test]
 fn both_ends_see_the_original_addresses() {
@@ -36,20 +55,7 @@ fn both_ends_see_the_original_addresses() {
         let (a, b) = pods(world)?;
         for to in [b.v4(7000), b.v6(7000)] {
             let server = b.serving("names", &["names", "--listen", &to.to_string()])?;
-            let called: Called = a
-                .run_traffic("call", &["call", "--to", &to.to_string()])?
-                .account()?;
-            ensure!(
-                called.peer == to,
-                "the client sees {} for {to}",
-                called.peer
-            );
-            let accepted: Accepted =
-                serde_json::from_str(&called.received).context("no account came back")?;
-            ensure!(
-                accepted.local == to,
-                "the server sees its own address as {accepted:?}"
-            );
+            let accepted = accepted_of_call(&a, to)?;
             ensure!(
                 accepted.peer.ip() == a.address(to.ip()),
                 "the server sees the client as {accepted:?}"
@@ -71,17 +77,7 @@ fn a_pod_calls_its_own_address() {
         let a = world.workload("a")?.with_sidecar(&Settings::default())?;
         for to in [a.v4(7000), a.v6(7000)] {
             let server = a.serving("names", &["names", "--listen", &to.to_string()])?;
-            let called: Called = a
-                .run_traffic("call", &["call", "--to", &to.to_string()])?
-                .account()?;
-            ensure!(
-                called.peer == to,
-                "the client sees {} for {to}",
-                called.peer
-            );
-            let accepted: Accepted =
-                serde_json::from_str(&called.received).context("no account came back")?;
-            ensure!(accepted.local == to, "{accepted:?}");
+            accepted_of_call(&a, to)?;
             server.stop(LIMIT)?;
         }
         Ok(())
