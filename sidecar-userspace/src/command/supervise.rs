@@ -46,6 +46,8 @@ pub async fn supervise(
     let _watcher = FileWatcher::start(config.clone()).context("watching the configuration file")?;
     let mut generations = config.subscribe();
     let mut ending: Option<Instant> = None;
+    // When it has been alone for long enough.
+    let mut leaving: Option<Instant> = None;
     let mut status = None;
     let mut pod = Pod::new(agent);
     if !pod.is_waiting() {
@@ -108,6 +110,11 @@ pub async fn supervise(
                 }
                 proxy.drain();
             }
+            () = until(leaving) => {
+                leaving = None;
+                info!("the application has gone: ending");
+                proxy.drain();
+            }
             () = until(ending) => {
                 ending = None;
                 match &application {
@@ -121,12 +128,17 @@ pub async fn supervise(
             news = pod.news() => match news {
                 News::Enrolled => tell_systemd(NotifyState::Ready),
                 News::Superseded => proxy.hand_over(),
+                News::Company => leaving = None,
                 News::Alone => {
-                    let told_to_end = ending.is_some();
-                    if told_to_end || config.load().lifecycle.exit_when_alone {
-                        info!("the application has gone: ending");
-                        proxy.drain();
+                    let lifecycle = config.load().lifecycle.clone();
+                    let patience = match ending {
+                        Some(_) => Some(Duration::ZERO),
+                        None => lifecycle.exit_when_alone.then_some(lifecycle.alone_for),
+                    };
+                    if let Some(patience) = patience.filter(|patience| !patience.is_zero()) {
+                        info!(?patience, "the application has gone: ending if it does not come back");
                     }
+                    leaving = patience.map(|patience| Instant::now() + patience);
                 }
             },
             () = proxy.ended() => break,
@@ -146,6 +158,8 @@ struct Pod {
 enum News {
     Enrolled,
     Superseded,
+    /// There are others in the pod.
+    Company,
     /// There were others in the pod, and now there are none.
     Alone,
 }
@@ -184,9 +198,10 @@ impl Pod {
                 }
                 Ok(company) = agent.company.wait_for(|company| company.is_some_and(|now| now != had)) => {
                     self.has_company = *company == Some(true);
-                    if had {
-                        return News::Alone;
-                    }
+                    return match self.has_company {
+                        true => News::Company,
+                        false => News::Alone,
+                    };
                 }
                 // The client has ended: it was superseded, and that was said.
                 else => return std::future::pending().await,

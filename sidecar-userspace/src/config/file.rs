@@ -168,6 +168,9 @@ pub struct Lifecycle {
     /// comes to its end. A native sidecar container, which the kubelet ends, needs `false`: it may be alone between two
     /// containers.
     pub exit_when_alone: Option<Setting<bool>>,
+    /// How long it must have been alone for that: longer than the application takes to come back where it is started
+    /// anew after a failure, as the kubelet does within 5 minutes unless `restartPolicy` is `Never`.
+    pub alone_for: Option<Setting<TimeoutOrNone>>,
     /// How long the sidecar goes on after SIGTERM while the application still runs, so that it can finish. Then comes
     /// the drain. The two together should be less than the pod's grace period.
     pub wait_for_application: Option<Setting<TimeoutOrNone>>,

@@ -73,6 +73,7 @@ impl Over {
         let lifecycle = self.lifecycle.unwrap_or_default();
         let base = file.lifecycle.get_or_insert_default();
         replace(&mut base.exit_when_alone, lifecycle.exit_when_alone);
+        replace(&mut base.alone_for, lifecycle.alone_for);
         replace(
             &mut base.wait_for_application,
             lifecycle.wait_for_application,

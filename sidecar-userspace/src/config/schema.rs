@@ -119,6 +119,7 @@ fn defaults() -> Value {
         },
         "lifecycle": {
             "exitWhenAlone": lifecycle.exit_when_alone,
+            "aloneFor": time(&lifecycle.alone_for),
             "waitForApplication": time(&lifecycle.wait_for_application),
         },
         "accessLog": { "format": access_log.format.word(), "path": access_log.path },

@@ -8,7 +8,7 @@ use super::{
     AgentVolume, CONTAINER, Defaults, Identity, Kind, Mistake, Resources,
     annotation::{Amount, Wishes},
     quantity,
-    settings::{self, About, IDENTITY_DIRECTORY},
+    settings::{self, About, IDENTITY_DIRECTORY, Restarts},
 };
 
 const AGENT_VOLUME: &str = "sidecar-agent";
@@ -49,6 +49,7 @@ pub struct Subject<'a> {
     pub namespace: Option<&'a str>,
     /// `terminationGracePeriodSeconds`.
     pub grace: Option<Duration>,
+    pub restarts: Restarts,
 }
 
 impl Subject<'_> {
@@ -182,6 +183,7 @@ impl Subject<'_> {
             kind: self.defaults.kind,
             identity: self.identity(),
             grace: self.grace,
+            restarts: self.restarts,
         };
         all.push(variable(
             "SIDECAR_SETTINGS",

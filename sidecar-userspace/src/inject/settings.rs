@@ -12,6 +12,11 @@ const GRACE: Duration = Duration::from_secs(30);
 const WAIT: Duration = Duration::from_secs(20);
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// The kubelet starts a container that keeps failing after 5 minutes at the latest.
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(6 * 60);
+/// Containers start one after the other, and the image of the next may have to be pulled.
+const A_PULL: Duration = Duration::from_secs(2 * 60);
+
 /// Where the sidecar finds the files of a Secret.
 pub const IDENTITY_DIRECTORY: &str = "/etc/sidecar/identity";
 
@@ -25,6 +30,41 @@ pub struct About<'a> {
     pub identity: &'a Identity,
     /// `terminationGracePeriodSeconds`.
     pub grace: Option<Duration>,
+    pub restarts: Restarts,
+}
+
+/// Whether containers of the pod come after others have ended, and the sidecar may thus be alone in between.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restarts {
+    /// The pod ends when it is deleted.
+    Always,
+    /// What fails is started again.
+    OnFailure,
+    /// What has ended stays so; others may not have begun.
+    Never { containers: usize },
+}
+
+impl Restarts {
+    /// `spec.restartPolicy`, and how many containers there are beside the sidecar.
+    pub fn of(policy: Option<&str>, containers: usize) -> Self {
+        match policy {
+            Some("OnFailure") => Self::OnFailure,
+            Some("Never") => Self::Never { containers },
+            // What the API server takes where nothing is said.
+            _ => Self::Always,
+        }
+    }
+
+    /// How long an ordinary container must have been alone to end by itself, so that a Job comes to its end; `None`: it stays. It
+    /// cannot tell a container that failed from one that is done.
+    pub fn alone_for(self) -> Option<Duration> {
+        match self {
+            Self::Always => None,
+            Self::OnFailure => Some(LONGEST_BACK_OFF),
+            Self::Never { containers: 0 | 1 } => Some(Duration::ZERO),
+            Self::Never { .. } => Some(A_PULL),
+        }
+    }
 }
 
 pub fn text(about: &About<'_>, wishes: &Wishes) -> String {
@@ -32,9 +72,17 @@ pub fn text(about: &About<'_>, wishes: &Wishes) -> String {
         "workload": { "name": about.workload, "namespace": about.namespace },
         // The kubelet asks at the pod's address.
         "listeners": { "metrics": "[::]:15020", "health": "[::]:15021" },
-        // A native sidecar is ended by the kubelet, and may be alone between two containers.
-        "lifecycle": { "exitWhenAlone": about.kind == Kind::Container },
+        "lifecycle": {},
     });
+    // A native sidecar is ended by the kubelet, and may be alone between two containers.
+    let alone_for = match about.kind {
+        Kind::Native => None,
+        Kind::Container => about.restarts.alone_for(),
+    };
+    all["lifecycle"]["exitWhenAlone"] = json!(alone_for.is_some());
+    if let Some(patience) = alone_for.filter(|patience| !patience.is_zero()) {
+        all["lifecycle"]["aloneFor"] = json!(format!("{}s", patience.as_secs()));
+    }
     let grace = about.grace.unwrap_or(GRACE);
     if grace < WAIT + DRAIN {
         let wait = grace.saturating_sub(DRAIN).as_secs();
@@ -119,6 +167,7 @@ mod tests {
             kind: Kind::Native,
             identity,
             grace: grace.map(Duration::from_secs),
+            restarts: Restarts::Always,
         };
         let source = Source {
             settings: Some(text(&about, wishes)),
@@ -168,5 +217,38 @@ mod tests {
         let said = snapshot(&none, Some(0), &Identity::None);
         assert_eq!(said.inbound.capture, InboundCapture::None);
         assert_eq!(said.lifecycle.wait_for_application, Duration::ZERO);
+    }
+
+    #[test]
+    fn it_outlives_what_comes_back_and_ends_with_a_job() {
+        let lifecycle = |kind, policy, containers| {
+            let about = About {
+                workload: "orders",
+                namespace: "shop",
+                kind,
+                identity: &Identity::None,
+                grace: None,
+                restarts: Restarts::of(policy, containers),
+            };
+            let source = Source {
+                settings: Some(text(&about, &Wishes::default())),
+                ..Source::default()
+            };
+            let lifecycle = source.load().unwrap_or_else(|e| panic!("{e}")).lifecycle;
+            lifecycle.exit_when_alone.then_some(lifecycle.alone_for)
+        };
+        for policy in [None, Some("Always"), Some("OnFailure"), Some("Never")] {
+            assert_eq!(lifecycle(Kind::Native, policy, 2), None, "{policy:?}");
+        }
+        for (policy, containers, alone_for) in [
+            (None, 1, None),
+            (Some("Always"), 1, None),
+            (Some("OnFailure"), 1, Some(LONGEST_BACK_OFF)),
+            (Some("Never"), 1, Some(Duration::ZERO)),
+            (Some("Never"), 2, Some(A_PULL)),
+        ] {
+            let found = lifecycle(Kind::Container, policy, containers);
+            assert_eq!(found, alone_for, "{policy:?}, {containers} containers");
+        }
     }
 }

@@ -96,6 +96,8 @@ pub struct Timeouts {
 pub struct Lifecycle {
     /// End when nothing but the sidecar is left in the pod.
     pub exit_when_alone: bool,
+    /// How long nothing but the sidecar must have been there for that.
+    pub alone_for: Duration,
     /// How long SIGTERM waits for the application to go before the drain.
     pub wait_for_application: Duration,
 }
@@ -104,6 +106,7 @@ impl Default for Lifecycle {
     fn default() -> Self {
         Self {
             exit_when_alone: true,
+            alone_for: Duration::ZERO,
             wait_for_application: Duration::from_secs(20),
         }
     }

@@ -78,6 +78,7 @@ pub fn config_dump(snapshot: &Snapshot) -> Value {
         "timeouts_s": timeouts(&snapshot.timeouts),
         "lifecycle": {
             "exit_when_alone": snapshot.lifecycle.exit_when_alone,
+            "alone_for_s": snapshot.lifecycle.alone_for.as_secs_f64(),
             "wait_for_application_s": snapshot.lifecycle.wait_for_application.as_secs_f64(),
         },
         "access_log": {

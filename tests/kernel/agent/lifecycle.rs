@@ -69,6 +69,47 @@ fn a_job_of_a_moment_counts() {
     });
 }
 
+/// An application that fails again and again: the sidecar stays the same one, whether the kubelet ends it, as it does native ones, or
+/// it ends by itself when the application has not come back.
+#[test]
+fn an_application_that_comes_back_keeps_its_sidecar() {
+    World::play(|world| {
+        let agent = Agent::start(world)?;
+        let server = world.workload("server")?;
+        let to = server.v4(7000).to_string();
+        let _echo = server.serving("echo", &["echo", "--listen", &to])?;
+        let native = Settings::default().set("lifecycle.exitWhenAlone", false);
+        let patient = Settings::default().set("lifecycle.aloneFor", "6s");
+        let native = Pod::enrolled(&agent, "native", &native)?;
+        let mut patient = Pod::enrolled(&agent, "patient", &patient)?;
+        let once = ["ping-pong", "--to", &to, "--rounds", "1"];
+        for time in 0..3 {
+            for pod in [&native, &patient] {
+                let crash = ["-c", "sleep 2; exit 1"];
+                let application = pod
+                    .workload
+                    .start_in(&pod.app(), "app", "/bin/sh", &crash)?;
+                pod.run_traffic("once", &once)?;
+                ensure!(application.finish(SOON)?.code() == 1, "it did not fail");
+            }
+            // The kubelet's back-off; the agent looks once a second.
+            std::thread::sleep(Duration::from_secs(2));
+            for pod in [&native, &patient] {
+                ensure!(pod.is_ready()?, "it left with failure {time}");
+            }
+        }
+        for name in ["native", "patient"] {
+            let steered = agent.kernel_events(name, "steered")?;
+            ensure!(steered == 3, "{name}: {steered} connections were steered");
+        }
+        said(patient.proxy()?, "ending if it does not come back", 1)?;
+        let finished = patient.take_proxy()?.finish(SOON)?;
+        ensure!(finished.code() == 0, "{finished:?}");
+        ensure!(native.is_ready()?, "it left although it was told not to");
+        Ok(())
+    });
+}
+
 /// Told to end, the sidecar serves on while the application still works, and no longer than it may.
 #[test]
 fn outbound_stays_open_until_the_application_has_gone() {

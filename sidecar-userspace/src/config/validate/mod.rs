@@ -68,6 +68,7 @@ pub(super) fn compile(file: File) -> Result<Snapshot, Vec<ConfigError>> {
         &mut snapshot.lifecycle.exit_when_alone,
         lifecycle.exit_when_alone,
     );
+    report.set(&mut snapshot.lifecycle.alone_for, lifecycle.alone_for);
     report.set(
         &mut snapshot.lifecycle.wait_for_application,
         lifecycle.wait_for_application,

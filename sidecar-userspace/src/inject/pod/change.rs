@@ -11,6 +11,7 @@ use crate::inject::{
     asked::is_marked,
     container::Subject,
     patch::Operation,
+    settings::Restarts,
 };
 
 impl Pod<'_> {
@@ -37,12 +38,22 @@ impl Pod<'_> {
         }
         let workload = self.workload(&wishes);
         let grace = self.spec().get("terminationGracePeriodSeconds");
+        let policy = self.spec().get("restartPolicy").and_then(Value::as_str);
+        let restarts = Restarts::of(policy, list(self.spec(), "containers").len());
+        if defaults.kind == Kind::Container && restarts == Restarts::OnFailure {
+            warnings.push(
+                "its sidecar cannot tell a container that failed from one that is done, and ends 6 minutes after the last one: \
+                 with restartPolicy Never it ends at once"
+                    .to_owned(),
+            );
+        }
         let subject = Subject {
             defaults,
             wishes: &wishes,
             workload: &workload,
             namespace: self.namespace,
             grace: grace.and_then(Value::as_u64).map(Duration::from_secs),
+            restarts,
         };
         let mut patch = self.marked(&subject);
         self.add_volumes(&subject, &mut patch)?;

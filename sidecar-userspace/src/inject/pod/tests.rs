@@ -80,6 +80,15 @@ fn an_older_cluster_gets_an_ordinary_container() {
         "/run/sidecar"
     );
     assert!(pod["spec"].get("initContainers").is_none());
+    let warned = |policy: &str| {
+        let pod = with("/spec/restartPolicy", json!(policy));
+        match decide(&pod, Namespace::Enabled, &defaults) {
+            Outcome::Inject { warnings, .. } => warnings.join(" "),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(warned("OnFailure").contains("6 minutes"));
+    assert_eq!(warned("Always") + &warned("Never"), "");
     let steered = annotated(json!({ "sidecar.internal/init-containers": "steered" }));
     assert!(matches!(
         decide(&steered, Namespace::Enabled, &defaults),
