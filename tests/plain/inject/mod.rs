@@ -3,5 +3,6 @@
 mod certificates;
 mod golden;
 mod offline;
+mod selectors;
 mod settings;
 mod webhook;
