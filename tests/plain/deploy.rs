@@ -128,6 +128,31 @@ fn no_webhook_is_asked_about_the_system() {
     }
 }
 
+/// The component for clusters that do not know all that the base says.
+#[test]
+fn older_clusters_take_the_manifests_with_the_component() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    // kustomize takes relative paths only.
+    let place = directory.path().canonicalize()?;
+    let up = "../".repeat(place.components().count() - 1);
+    let kubernetes = manifests::deploy().canonicalize()?.join("kubernetes");
+    let kubernetes = format!("{up}{}", kubernetes.strip_prefix("/")?.display());
+    for overlay in ["dev", "production"] {
+        let kustomization = serde_json::json!({
+            "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
+            "resources": [format!("{kubernetes}/overlays/{overlay}")],
+            "components": [format!("{kubernetes}/components/before-1.30")],
+        });
+        fs::write(place.join("kustomization.yaml"), kustomization.to_string())?;
+        let text = manifests::render_text_of(&place)?;
+        for version in ["1.28.0", "1.29.0"] {
+            manifests::validate_for(version, &text, &place.join("rendered"))?;
+        }
+        ensure!(text.contains("container.apparmor"), "{text}");
+    }
+    Ok(())
+}
+
 /// The highest exposure, as `systemd-analyze security` counts it from 0 to 10, that a unit may have.
 const EXPOSURE: f64 = 3.5;
 

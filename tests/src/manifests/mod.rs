@@ -24,9 +24,13 @@ pub fn render(directory: &str) -> Result<Vec<Value>> {
 
 /// The same, as the text that comes out.
 pub fn render_text(directory: &str) -> Result<String> {
-    let path = deploy().join("kubernetes").join(directory);
+    render_text_of(&deploy().join("kubernetes").join(directory))
+}
+
+/// The text that comes out of any directory with a kustomization.
+pub fn render_text_of(directory: &Path) -> Result<String> {
     let mut kubectl = Command::new(programs::in_venv("kubectl")?);
-    kubectl.arg("kustomize").arg(&path);
+    kubectl.arg("kustomize").arg(directory);
     said(&mut kubectl)
 }
 
@@ -44,11 +48,23 @@ pub fn text(objects: &[Value]) -> String {
         .collect()
 }
 
-/// Checks objects as strictly as an API server that refuses unknown fields. `file` is written.
+/// Versions of Kubernetes that the manifests are for, the oldest and the newest that is known here.
+const VERSIONS: [&str; 2] = ["1.30.0", "1.37.0"];
+
+/// Checks objects as strictly as API servers that refuse unknown fields. `file` is written.
 pub fn validate(objects: &str, file: &Path) -> Result<()> {
+    VERSIONS
+        .iter()
+        .try_for_each(|version| validate_for(version, objects, file))
+}
+
+/// As [`validate`], for one version of Kubernetes.
+pub fn validate_for(version: &str, objects: &str, file: &Path) -> Result<()> {
     fs::write(file, objects)?;
     let mut validate = Command::new(programs::in_venv("kubernetes-validate")?);
-    validate.arg("--strict").arg(file);
+    validate
+        .args(["--strict", "--kubernetes-version", version])
+        .arg(file);
     said(&mut validate).map(drop)
 }
 
