@@ -1,5 +1,6 @@
 //! Real pods: podman plays the shipped manifests, from the image that `cargo xtask image` makes. Needs root.
 
+mod archive;
 mod cgroups;
 mod image;
 mod injected;
