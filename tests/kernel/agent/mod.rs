@@ -5,6 +5,7 @@ mod csi;
 mod enrolment;
 mod foreign;
 mod hostile;
+mod impostors;
 mod lifecycle;
 mod load;
 mod many;
