@@ -91,6 +91,15 @@ impl Namespace {
         )])
     }
 
+    /// Has `address` be somebody's on the link who never answers.
+    pub fn add_silent_neighbour(&self, address: IpAddr) -> Result<()> {
+        // A locally administered address that no interface has.
+        ip(&[&format!(
+            "-n {} neigh replace {address} lladdr 02:00:00:00:00:00 dev eth0 nud permanent",
+            self.name
+        )])
+    }
+
     /// Sends so many bits a second at most through the namespace's interface and queues the rest: delay and, to the
     /// kernel, a link like any other.
     pub fn throttle(&self, rate: &str, burst: &str, limit: &str) -> Result<()> {
