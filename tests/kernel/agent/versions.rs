@@ -15,8 +15,8 @@ use super::{
     rounds,
 };
 
-/// Agents upgraded: SIDECAR_AGENT_UPGRADES. The whole is 10.
-const UPGRADES: usize = 4;
+/// Agents upgraded: SIDECAR_AGENT_UPGRADES.
+const UPGRADES: usize = 10;
 /// Has an agent take its object for one of another ABI.
 const OTHER_ABI: (&str, &str) = ("SIDECAR_FAULT", "other-abi");
 
