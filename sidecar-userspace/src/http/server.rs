@@ -33,6 +33,9 @@ const MAX_STREAMS: u32 = 256;
 /// all it had open: a client whose calls ran out of time is no attacker.
 const MAX_UNSEEN_RESETS: usize = MAX_STREAMS as usize;
 
+/// Who has not asked for anything for so long is not about to.
+const LAST_REQUEST: Duration = Duration::from_secs(5);
+
 /// How long, and for how much, a connection that is to be closed listens to a client that is still sending. A
 /// close with unread data is a reset, which takes from the client the answer that it did not read yet.
 const LINGER: Duration = Duration::from_secs(2);
@@ -83,6 +86,17 @@ pub async fn serve(
 
 type End = (Outcome, Option<String>);
 
+/// How long clients without a request may still come with one when the sidecar leaves. The rest of the drain is for answers.
+fn last_request_within(context: &ConnectionContext) -> Duration {
+    LAST_REQUEST.min(context.snapshot.timeouts.drain / 2)
+}
+
+/// When it is too late for a first request.
+async fn last_call(context: &ConnectionContext) {
+    context.drain.reached(Phase::Draining).await;
+    tokio::time::sleep(last_request_within(context)).await;
+}
+
 async fn version(client: &mut Audited, context: &ConnectionContext) -> Result<Version, End> {
     let patience = context.snapshot.timeouts.http_idle;
     tokio::select! {
@@ -92,8 +106,8 @@ async fn version(client: &mut Audited, context: &ConnectionContext) -> Result<Ve
             Ok(None) => Err((Outcome::Success, None)),
             Err(error) => Err((Reason::ClientReset.into(), Some(error.to_string()))),
         },
-        // Nobody has asked for anything yet.
-        () = context.drain.reached(Phase::Draining) => Err((Outcome::Success, None)),
+        // Nobody has asked for anything.
+        () = last_call(context) => Err((Outcome::Success, None)),
         () = tokio::time::sleep(patience) => Err((Outcome::Success, None)),
     }
 }
@@ -114,7 +128,8 @@ async fn http1(client: Audited, session: &Rc<Session>) -> End {
     }
     let service = service_fn(|request| relay(session.clone(), request));
     let mut connection = builder.serve_connection(TokioIo::new(client), service);
-    let mut watch = Watch::new(&context.snapshot.timeouts, &context.drain);
+    let patience = last_request_within(context);
+    let mut watch = Watch::new(&context.snapshot.timeouts, &context.drain, patience);
     let result = std::future::poll_fn(|cx| {
         loop {
             if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
@@ -178,7 +193,8 @@ async fn http2(client: Audited, session: &Rc<Session>) -> End {
     let shared = session.clone();
     let service = service_fn(move |request| relay(shared.clone(), request));
     let mut connection = builder.serve_connection(TokioIo::new(client), service);
-    let mut watch = Watch::new(&snapshot.timeouts, &session.context.drain);
+    // GOAWAY says which requests are answered, so that none is lost.
+    let mut watch = Watch::new(&snapshot.timeouts, &session.context.drain, Duration::ZERO);
     let result = std::future::poll_fn(|cx| {
         loop {
             if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {

@@ -35,10 +35,15 @@ pub(super) struct Watch {
     /// Who is woken by it. While serving it is asked again only when that has changed, as asking takes a lock.
     waker: Option<Waker>,
     finishing: bool,
+    /// How long the next request is waited for once the sidecar is leaving, and until when that is.
+    patience: Duration,
+    last_call: Option<Instant>,
 }
 
 impl Watch {
-    pub fn new(timeouts: &Timeouts, drain: &DrainSignal) -> Self {
+    /// `patience`: how long a client that has nothing under way when the sidecar leaves may still ask for one thing, whose answer
+    /// tells it to connect anew. Closed at once, its next request might be on its way already, and be lost.
+    pub fn new(timeouts: &Timeouts, drain: &DrainSignal, patience: Duration) -> Self {
         let first = Instant::now() + timeouts.request_head.min(timeouts.http_idle);
         Self {
             idle: timeouts.http_idle,
@@ -48,6 +53,8 @@ impl Watch {
             drained: next(drain, drain::Phase::Draining),
             waker: None,
             finishing: false,
+            patience,
+            last_call: None,
         }
     }
 
@@ -57,12 +64,19 @@ impl Watch {
         }
         loop {
             let (phase, since) = wire.phase();
-            let (after, alarm) = match phase {
-                Phase::Idle if !self.finishing => (self.idle, Alarm::Finish),
-                Phase::Head => (self.head, Alarm::Slow),
-                Phase::Idle | Phase::Busy => return Poll::Pending,
+            let (due, alarm) = match (phase, self.last_call) {
+                // The answer says that it is the last one.
+                (Phase::Busy, Some(_)) if !self.finishing => {
+                    self.finishing = true;
+                    return Poll::Ready(Alarm::Finish);
+                }
+                (Phase::Idle | Phase::Head, Some(last_call)) if !self.finishing => {
+                    (last_call, Alarm::Finish)
+                }
+                (Phase::Idle, None) if !self.finishing => (since + self.idle, Alarm::Finish),
+                (Phase::Head, _) => (since + self.head, Alarm::Slow),
+                (Phase::Idle | Phase::Busy, _) => return Poll::Pending,
             };
-            let due = since + after;
             if self.timer.deadline() > due.into() {
                 self.timer.as_mut().reset(due.into());
             }
@@ -80,9 +94,8 @@ impl Watch {
         if phase == drain::Phase::Ended {
             return Some(Alarm::Force);
         }
-        let moved = phase == drain::Phase::Draining && !self.finishing;
-        if moved {
-            self.finishing = true;
+        if phase == drain::Phase::Draining && self.last_call.is_none() {
+            self.last_call = Some(Instant::now() + self.patience);
             self.drained = next(&self.drain, drain::Phase::Ended);
         }
         let known = self
@@ -100,7 +113,7 @@ impl Watch {
                 self.drained = next(&self.drain, drain::Phase::Ended);
             }
         }
-        moved.then_some(Alarm::Finish)
+        None
     }
 }
 

@@ -211,12 +211,32 @@ fn a_drain_lets_requests_finish() {
     let mut busy = proxy.connect();
     busy.send(GET);
     arrival.recv_timeout(PATIENCE).unwrap();
+    // Half of it is for those who come with another request.
     proxy.drain.send(PATIENCE).unwrap();
     assert_eq!(idle.rest(), "");
     let response = busy.rest();
     assert!(response.contains("connection: close\r\n"), "{response}");
     assert!(response.ends_with("ok"), "{response}");
     proxy.await_recorded("ok", 1);
+}
+
+/// What a client sends while it is told to go is served, be it the first request of a connection or a later one.
+#[test]
+fn a_drain_takes_one_more_request() {
+    let proxy = Proxy::to(echo());
+    let (mut kept, mut fresh) = (proxy.connect(), proxy.connect());
+    kept.send(GET);
+    kept.until("\r\n\r\n");
+    kept.until("\r\n\r\n");
+    proxy.drain.send(PATIENCE).unwrap();
+    thread::sleep(Duration::from_millis(300));
+    for client in [&mut kept, &mut fresh] {
+        client.send(GET);
+        let response = client.rest();
+        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+        assert!(response.contains("connection: close\r\n"), "{response}");
+    }
+    proxy.await_recorded("ok", 3);
 }
 
 #[test]
