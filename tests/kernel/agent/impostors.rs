@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use sidecar_tests::world::{Agent, Finished, Pod, Settings, World, agent::PROXY_UID, programs};
 
-use super::SOON;
+use super::{ENROL, SOON};
 
 /// Runs a Python program as the pod's application, with the user and the group that its sidecar has.
 fn as_proxys_user(pod: &Pod<'_>, program: &str, arguments: &[&str]) -> Result<Finished> {
@@ -109,17 +109,11 @@ fn an_application_is_not_believed_to_be_a_proxy() {
 
 /// A pod with a proxy of its own making: it enrols, as every pod may, and then says that its connections come from somewhere else.
 const FORGER: &str = r#"
-import array, json, os, socket, struct, sys
 agent, claimed, *targets = sys.argv[1:]
 listener = socket.socket(); listener.bind(("0.0.0.0", 15006)); listener.listen()
 steering = {"name": "evil", "failRule": "closed", "inboundCapture": "workload"}
-text = json.dumps({"kind": "enrol", "outboundPort": 15001, "steering": steering,
-                   "listeners": {"workers": 1, "outbound": 1}}).encode()
 a = socket.socket(socket.AF_UNIX); a.connect(agent)
-a.sendmsg([b"SCR\x01" + struct.pack("<I", len(text)) + text],
-          [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener.fileno()] * 5))])
-head = a.recv(8, socket.MSG_WAITALL)
-assert '"enrolled"' in a.recv(struct.unpack("<I", head[4:])[0], socket.MSG_WAITALL).decode()
+assert '"enrolled"' in enrol(a, steering, listener)
 print("enrolled", flush=True)
 sys.stdin.readline()
 for to in targets:
@@ -163,9 +157,10 @@ fn no_pod_speaks_in_the_name_of_another() {
         let cgroup = evil.workload.cgroup().join("proxy");
         let socket = agent.socket().display().to_string();
         let of_evil = evil.v4(7000).to_string();
+        let program = format!("{ENROL}{FORGER}");
         let arguments = [
             "-c",
-            FORGER,
+            &program,
             &socket,
             &friends,
             &of_evil,

@@ -9,7 +9,7 @@ use sidecar_tests::{
     world::{Agent, Running, World, programs, wait},
 };
 
-use super::{SOON, rounds};
+use super::{ENROL, SOON, rounds};
 
 /// Pods at once: SIDECAR_AGENT_PODS. The whole is 200.
 const PODS: usize = 60;
@@ -20,7 +20,7 @@ const MEDIAN: Duration = Duration::from_millis(20);
 /// A pod that says what a sidecar says and then waits for its input to end: 200 real sidecars would measure themselves. It
 /// is a process in a network namespace of its own and two cgroups of its own; what is attached for it is real.
 const SIDECAR: &str = r#"
-import array, ctypes, json, os, socket, struct, sys, time
+import ctypes, time
 socket_path, cgroup, name = sys.argv[1:]
 os.makedirs(cgroup + "/proxy"); os.makedirs(cgroup + "/app")
 open(cgroup + "/proxy/cgroup.procs", "w").write(str(os.getpid()))
@@ -28,14 +28,9 @@ if ctypes.CDLL(None, use_errno=True).unshare(0x40000000): sys.exit("unshare: " +
 listener = socket.socket(); listener.bind(("0.0.0.0", 15006)); listener.listen()
 steering = {"name": name, "failRule": "closed", "inboundCapture": "workload", "outboundExcludePorts": [22],
             "outboundExcludeCidrs": ["10.0.0.0/8"]}
-text = json.dumps({"kind": "enrol", "outboundPort": 15001, "steering": steering,
-                   "listeners": {"workers": 1, "outbound": 1}}).encode()
 s = socket.socket(socket.AF_UNIX); s.connect(socket_path)
 started = time.perf_counter()
-s.sendmsg([b"SCR\x01" + struct.pack("<I", len(text)) + text],
-          [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener.fileno()] * 5))])
-head = s.recv(8, socket.MSG_WAITALL)
-answer = s.recv(struct.unpack("<I", head[4:])[0], socket.MSG_WAITALL).decode()
+answer = enrol(s, steering, listener)
 took = time.perf_counter() - started
 print("enrolled" if '"enrolled"' in answer else answer, took, flush=True)
 sys.stdin.read()
@@ -121,7 +116,8 @@ fn cgroup(world: &World, round: usize, pod: usize) -> std::path::PathBuf {
 fn start(world: &World, agent: &Agent<'_>, round: usize, pod: usize) -> Result<Running> {
     let python = programs::packaged("python3", "python3")?;
     let mut command = world.command_beside("pods", &python)?;
-    command.arg("-c").arg(SIDECAR).arg(agent.socket());
+    command.arg("-c").arg(format!("{ENROL}{SIDECAR}"));
+    command.arg(agent.socket());
     command
         .arg(cgroup(world, round, pod))
         .arg(format!("pod-{pod}"));

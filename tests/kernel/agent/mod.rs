@@ -22,6 +22,18 @@ use sidecar_tests::world::Pod;
 /// Longer than anything takes, on a machine that has much else to do.
 const SOON: Duration = Duration::from_secs(90);
 
+/// For Python programs that say what a sidecar says: `agent` is connected to the agent's socket, the answer is its JSON.
+const ENROL: &str = r#"
+import array, json, os, socket, struct, sys
+def enrol(agent, steering, listener):
+    text = json.dumps({"kind": "enrol", "outboundPort": 15001, "steering": steering,
+                       "listeners": {"workers": 1, "outbound": 1}}).encode()
+    agent.sendmsg([b"SCR\x01" + struct.pack("<I", len(text)) + text],
+                  [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener.fileno()] * 5))])
+    head = agent.recv(8, socket.MSG_WAITALL)
+    return agent.recv(struct.unpack("<I", head[4:])[0], socket.MSG_WAITALL).decode()
+"#;
+
 /// Whether one connection of the pod's application to `to` brings an answer.
 fn connects(pod: &Pod<'_>, to: &str) -> Result<bool> {
     let arguments = ["ping-pong", "--to", to, "--rounds", "1"];

@@ -40,12 +40,14 @@ impl Pod<'_> {
         let grace = self.spec().get("terminationGracePeriodSeconds");
         let policy = self.spec().get("restartPolicy").and_then(Value::as_str);
         let restarts = Restarts::of(policy, list(self.spec(), "containers").len());
-        if defaults.kind == Kind::Container && restarts == Restarts::OnFailure {
-            warnings.push(
-                "its sidecar cannot tell a container that failed from one that is done, and ends 6 minutes after the last one: \
+        if let (Kind::Container, Restarts::OnFailure, Some(alone)) =
+            (defaults.kind, restarts, restarts.alone_for())
+        {
+            let minutes = alone.as_secs() / 60;
+            warnings.push(format!(
+                "its sidecar cannot tell a container that failed from one that is done, and ends {minutes} minutes after the last one: \
                  with restartPolicy Never it ends at once"
-                    .to_owned(),
-            );
+            ));
         }
         let subject = Subject {
             defaults,
