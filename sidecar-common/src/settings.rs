@@ -135,18 +135,10 @@ pub struct Tunables {
     pub naive: u32,
     /// Number of `splice(2)` on this architecture.
     pub splice_number: u32,
+    /// Offset of a system call's number in `pt_regs`.
+    pub call_number: u32,
     /// Offset of a system call's first argument in `pt_regs`.
     pub first_argument: u32,
-    /// `task_struct.files`
-    pub files: u32,
-    /// `files_struct.fdt`
-    pub fdt: u32,
-    /// `fdtable.fd`
-    pub fd: u32,
-    /// `file.f_inode`
-    pub inode: u32,
-    /// `inode.i_mode`
-    pub mode: u32,
     /// `sock.sk_socket`
     pub sk_socket: u32,
     /// `socket.file`
@@ -155,7 +147,6 @@ pub struct Tunables {
     pub file_flags: u32,
     /// `inet_connection_sock.icsk_ulp_ops`
     pub ulp_ops: u32,
-    pub _pad: u32,
 }
 
 const _: () = assert!(
@@ -165,7 +156,7 @@ const _: () = assert!(
         && size_of::<PortKey>() == 8
 );
 const _: () = assert!(
-    size_of::<ListeningKey>() == 16 && size_of::<Tunables>() == 72 && size_of::<Cgroup>() == 8
+    size_of::<ListeningKey>() == 16 && size_of::<Tunables>() == 52 && size_of::<Cgroup>() == 8
 );
 
 #[cfg(feature = "user")]

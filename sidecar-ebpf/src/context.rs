@@ -19,7 +19,7 @@ pub use self::{
     option::{SocketOption, address_from, flow_bytes, flow_from},
     socket::{Socket, TcpSocket},
     storage::SocketStorage,
-    task::{ancestor_cgroup, current_pid, first_argument, is_socket, now_ns},
+    task::{SystemCall, ancestor_cgroup, current_pid, now_ns},
 };
 
 /// Offsets and switches, set by the loader before the programs are loaded.
@@ -32,17 +32,12 @@ pub static TUNABLES: Global<Tunables> = Global::new(Tunables {
     redirect: 0,
     naive: 0,
     splice_number: 0,
+    call_number: 0,
     first_argument: 0,
-    files: 0,
-    fdt: 0,
-    fd: 0,
-    inode: 0,
-    mode: 0,
     sk_socket: 0,
     socket_file: 0,
     file_flags: 0,
     ulp_ops: 0,
-    _pad: 0,
 });
 
 /// A copy of a map's value.

@@ -11,7 +11,7 @@
 //! | `relay_sockops` | sock_ops | the workload's and the proxy's cgroup |
 //! | `relay_stub` | sk_msg | the map `FLOWS`; calls `relay_message` |
 //! | `probe_sockops` | sock_ops | the kubelet's cgroup |
-//! | `record_splice` | tp_btf/sys_enter | the node, while redirect is on |
+//! | `record_splice` | tp_btf/tcp_rcv_space_adjust | the node, while redirect is on |
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(

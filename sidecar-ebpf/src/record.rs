@@ -8,10 +8,7 @@ use sidecar_common::{
 };
 
 use crate::{
-    context::{
-        TUNABLES, ancestor_cgroup, current_pid, entry, first_argument, is_socket, now_ns, read,
-        update,
-    },
+    context::{SystemCall, TUNABLES, ancestor_cgroup, current_pid, entry, now_ns, read, update},
     maps::{CGROUPS, COUNTERS, EVENTS, WORKLOADS},
 };
 
@@ -69,22 +66,22 @@ pub fn member_of_current() -> Option<Cgroup> {
 
 /// `splice(2)` reads a socket's TCP queue only and would never see redirected bytes: the workload that uses it
 /// gets none from then on.
-#[btf_tracepoint(function = "sys_enter")]
-pub fn record_splice(ctx: BtfTracePointContext) -> i32 {
-    let _ = try_splice(&ctx);
+///
+/// Whatever reads a TCP queue comes by here, whether it finds anything or not; what reads redirected bytes does not.
+#[btf_tracepoint(function = "tcp_rcv_space_adjust")]
+pub fn record_splice(_ctx: BtfTracePointContext) -> i32 {
+    let _ = try_splice();
     0
 }
 
 #[inline(always)]
-fn try_splice(ctx: &BtfTracePointContext) -> Option<()> {
-    if ctx.arg::<i64>(1) != TUNABLES.load().splice_number as i64 {
+fn try_splice() -> Option<()> {
+    let call = SystemCall::current();
+    if call.number()? != TUNABLES.load().splice_number {
         return None;
     }
     let member = member_of_current()?;
-    let fd = first_argument(ctx.arg::<*const u8>(0))? as u32;
-    if is_socket(fd) == Some(false) {
-        return None;
-    }
+    let fd = call.first_argument()? as i32;
     let workload = entry(WORKLOADS.get_ptr_mut(member.workload)?);
     let now_ns = now_ns();
     let splices = if member.role == ROLE_PROXY {
@@ -100,7 +97,7 @@ fn try_splice(ctx: &BtfTracePointContext) -> Option<()> {
     // Flows that hold redirected bytes already are the ones in trouble: userspace looks at each socket that is
     // read so in the beginning.
     if now_ns - workload.splices_since_ns < CAUGHT_NS {
-        event(EVENT_SPLICE, member.workload, fd as i32, Address::default());
+        event(EVENT_SPLICE, member.workload, fd, Address::default());
     }
     Some(())
 }

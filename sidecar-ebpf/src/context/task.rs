@@ -1,14 +1,11 @@
 //! The task that runs, and the time.
 
 use aya_ebpf::helpers::{
-    bpf_get_current_ancestor_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_task,
-    bpf_ktime_get_ns,
+    bpf_get_current_ancestor_cgroup_id, bpf_get_current_pid_tgid, bpf_ktime_get_ns,
+    generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
 };
 
-use super::{
-    TUNABLES,
-    socket::{pointer, probe},
-};
+use super::{TUNABLES, socket::probe};
 
 /// Id of the current task's cgroup at `level` below the root (1 is a child of the root), or 0.
 #[inline(always)]
@@ -23,27 +20,26 @@ pub fn current_pid() -> u32 {
     (bpf_get_current_pid_tgid() >> 32) as u32
 }
 
-/// The first argument of a system call, from its `pt_regs`.
-#[inline(always)]
-pub fn first_argument(registers: *const u8) -> Option<u64> {
-    probe(registers, TUNABLES.load().first_argument).map(u64::from_ne_bytes)
-}
+/// The system call that the current task is in, from the registers with which it entered the kernel.
+#[derive(Clone, Copy)]
+pub struct SystemCall(*const u8);
 
-/// Whether descriptor `fd` of the current task is a socket; `None` if it cannot be told.
-#[inline(always)]
-pub fn is_socket(fd: u32) -> Option<bool> {
-    const S_IFMT: u16 = 0o170_000;
-    const S_IFSOCK: u16 = 0o140_000;
-    let tunables = TUNABLES.load();
-    // SAFETY: no arguments.
-    let task = unsafe { bpf_get_current_task() };
-    let files = pointer(task, tunables.files)?;
-    let fdt = pointer(files, tunables.fdt)?;
-    let array = pointer(fdt, tunables.fd)?;
-    let file = pointer(array + fd as u64 * 8, 0)?;
-    let inode = pointer(file, tunables.inode)?;
-    let mode = u16::from_ne_bytes(probe(inode as *const u8, tunables.mode)?);
-    Some(mode & S_IFMT == S_IFSOCK)
+impl SystemCall {
+    #[inline(always)]
+    pub fn current() -> Self {
+        // SAFETY: the helpers give the current task and its registers, which live as long as the program runs.
+        Self(unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as *const u8 })
+    }
+
+    #[inline(always)]
+    pub fn number(self) -> Option<u32> {
+        probe(self.0, TUNABLES.load().call_number).map(u32::from_ne_bytes)
+    }
+
+    #[inline(always)]
+    pub fn first_argument(self) -> Option<u64> {
+        probe(self.0, TUNABLES.load().first_argument).map(u64::from_ne_bytes)
+    }
 }
 
 /// Nanoseconds of the monotonic clock.

@@ -4,12 +4,12 @@ use sidecar_common::settings::{NAIVE_JOIN, NAIVE_REDIRECT, Tunables};
 
 use super::btf::{Btf, BtfError};
 
-/// Number of `splice(2)` and offset of a system call's first argument in `pt_regs` (the kernel's system call
-/// tables and arch/*/include/asm/ptrace.h).
+/// Number of `splice(2)`, and offsets of a system call's number and first argument in `pt_regs` (the kernel's system
+/// call tables and arch/*/include/asm/ptrace.h).
 #[cfg(target_arch = "x86_64")]
-const SPLICE: (u32, u32) = (275, 14 * 8);
+const SPLICE: (u32, u32, u32) = (275, 15 * 8, 14 * 8);
 #[cfg(target_arch = "aarch64")]
-const SPLICE: (u32, u32) = (76, 0);
+const SPLICE: (u32, u32, u32) = (76, 35 * 8, 0);
 
 /// Set to `naive-redirect` or `naive-join`, it switches evidence off: for tests that must catch that, never for use.
 pub const FAULT_VARIABLE: &str = "SIDECAR_FAULT";
@@ -42,11 +42,6 @@ pub fn tunables() -> Result<Tunables, BtfError> {
         ingress_msg: btf.offset("sk_psock", "ingress_msg")?,
         redirect: 1,
         naive: fault(),
-        files: btf.offset("task_struct", "files")?,
-        fdt: btf.offset("files_struct", "fdt")?,
-        fd: btf.offset("fdtable", "fd")?,
-        inode: btf.offset("file", "f_inode")?,
-        mode: btf.offset("inode", "i_mode")?,
         sk_socket: btf.offset("sock", "sk_socket")?,
         socket_file: btf.offset("socket", "file")?,
         file_flags: btf.offset("file", "f_flags")?,
@@ -57,9 +52,11 @@ pub fn tunables() -> Result<Tunables, BtfError> {
 
 /// Tunables of a kernel without usable BTF: steering works, nothing is redirected.
 fn steering_only() -> Tunables {
+    let (splice_number, call_number, first_argument) = SPLICE;
     Tunables {
-        splice_number: SPLICE.0,
-        first_argument: SPLICE.1,
+        splice_number,
+        call_number,
+        first_argument,
         ..Tunables::default()
     }
 }

@@ -181,7 +181,7 @@ fn probes_pin(directory: &Path, id: u64) -> PathBuf {
 
 /// Attaches the tracepoint that sees `splice(2)`, for the whole node.
 pub fn watch_splice(bpf: &mut Ebpf) -> Result<FdLink, AttachError> {
-    on_tracepoint(bpf, names::RECORD_SPLICE, "sys_enter")
+    on_tracepoint(bpf, names::RECORD_SPLICE, "tcp_rcv_space_adjust")
 }
 
 /// Verifies every program of `bpf` but `accept_lookup` now, so that attaching does not wait for it.
