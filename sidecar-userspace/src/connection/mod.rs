@@ -6,6 +6,7 @@ pub mod balance;
 pub mod buffers;
 pub mod connect;
 pub mod detect;
+mod doubt;
 pub mod listen;
 pub(crate) mod liveness;
 pub mod origin;
@@ -23,6 +24,7 @@ mod worker;
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
+pub use doubt::{Doubt, Doubts};
 pub use outcome::{Ended, Outcome, Reason};
 pub use record::{ConnectionRecord, Recorder, RequestRecord};
 pub use stream::Stream;

@@ -104,8 +104,12 @@ async fn sockets(
     pool: &Buffers,
     settings: Settings<'_>,
 ) -> Ended {
-    let (client, from_client) = client.into_parts();
-    let (upstream, from_upstream) = upstream.into_parts();
+    let ((client, from_client), (upstream, from_upstream)) =
+        match (client.into_parts(), upstream.into_parts()) {
+            (Ok(client), Ok(upstream)) => (client, upstream),
+            (Err(error), other) => return unusable(Reason::ClientReset, error, other),
+            (other, Err(error)) => return unusable(Reason::UpstreamReset, error, other),
+        };
     let mut pair = Pair {
         sockets: Some((client, upstream)),
         to_upstream: Flow::new(&from_client),
@@ -128,6 +132,19 @@ async fn sockets(
         client_bytes: pair.to_upstream.moved_bytes + past_to_upstream,
         upstream_bytes: pair.to_client.moved_bytes + past_to_client,
         detail,
+    }
+}
+
+/// One side's socket cannot be used any more, and was reset; so is the other.
+fn unusable(reason: Reason, error: io::Error, other: io::Result<(TcpStream, Bytes)>) -> Ended {
+    if let Ok((tcp, _)) = other {
+        stream::reset(tcp);
+    }
+    Ended {
+        outcome: reason.into(),
+        client_bytes: 0,
+        upstream_bytes: 0,
+        detail: Some(error.to_string()),
     }
 }
 

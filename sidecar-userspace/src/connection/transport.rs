@@ -3,6 +3,7 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -12,7 +13,12 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{Stream, stream, tunnel::TunnelStream};
+use super::{
+    Stream,
+    doubt::{Doubt, Doubts},
+    stream,
+    tunnel::TunnelStream,
+};
 use crate::tls::stream::TlsStream;
 
 /// The client's or the destination's stream. The end of what is read is the peer's word; a connection that broke off
@@ -51,13 +57,9 @@ impl Transport {
     pub fn prepend(self, bytes: Bytes) -> Self {
         match self {
             _ if bytes.is_empty() => self,
-            Self::Tcp(stream) => {
-                let (tcp, unread) = stream.into_parts();
-                let bytes = match unread.is_empty() {
-                    true => bytes,
-                    false => [bytes, unread].concat().into(),
-                };
-                Self::Tcp(Stream::with_prefix(tcp, bytes))
+            Self::Tcp(mut stream) => {
+                stream.prepend(bytes);
+                Self::Tcp(stream)
             }
             Self::Tls(mut stream) => {
                 stream.prepend(bytes);
@@ -67,6 +69,24 @@ impl Transport {
                 stream.prepend(bytes);
                 Self::Tunnel(stream)
             }
+        }
+    }
+
+    /// See [`Stream::put_off`]; `None`: there is no socket here to ask.
+    pub fn put_off(&mut self, doubts: &Doubts) -> Option<Arc<Doubt>> {
+        match self {
+            Self::Tcp(stream) => Some(stream.put_off(doubts)),
+            Self::Tls(stream) => Some(stream.stream().put_off(doubts)),
+            Self::Tunnel(_) => None,
+        }
+    }
+
+    /// Takes back [`Self::put_off`].
+    pub fn hasten(&mut self) {
+        match self {
+            Self::Tcp(stream) => stream.hasten(),
+            Self::Tls(stream) => stream.stream().hasten(),
+            Self::Tunnel(_) => {}
         }
     }
 

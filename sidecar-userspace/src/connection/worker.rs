@@ -8,6 +8,7 @@ use super::{
     balance::Balancer,
     buffers::Buffers,
     detect::Learned,
+    doubt::Doubts,
     origin::{OriginSource, OwnPorts},
     resolve::Resolver,
     tunnel,
@@ -35,6 +36,7 @@ pub struct Worker {
     pub balancer: Balancer,
     pub resolver: Resolver,
     pub buffers: Buffers,
+    pub doubts: Doubts,
     pub learned: Learned,
     /// Connections to endpoints that requests share.
     pub http: Pool,
@@ -66,6 +68,7 @@ impl Worker {
             balancer: Balancer::default(),
             resolver: Resolver::default(),
             buffers: Buffers::default(),
+            doubts: Doubts::default(),
             learned: Learned::default(),
             http: Pool::default(),
             tunnels: tunnel::Pool::default(),

@@ -8,6 +8,7 @@ use std::{
     io,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -19,7 +20,7 @@ use super::{
     wire::Wire,
 };
 use crate::{
-    connection::Transport,
+    connection::{ConnectionContext, Doubt, Doubts, Transport},
     lifecycle::drain::{self, DrainSignal},
 };
 
@@ -44,9 +45,9 @@ pub(super) struct Audited {
     held: BytesMut,
     ready: usize,
     end: Option<End>,
-    /// After a read that came short the next one is put off; see [`Wire`].
-    http1: bool,
-    short: bool,
+    doubts: Doubts,
+    /// Of HTTP/1, told where requests end.
+    doubt: Option<Arc<Doubt>>,
 }
 
 /// What follows the bytes that are ready.
@@ -74,18 +75,18 @@ impl Audited {
         stream: Transport,
         limits: framing::Limits,
         wire: Rc<Wire>,
-        drain: DrainSignal,
+        context: &ConnectionContext,
     ) -> Self {
         Self {
             stream: Some(stream),
-            drain,
+            drain: context.drain.clone(),
             auditor: Auditor::new(limits),
             wire,
             held: BytesMut::new(),
             ready: 0,
             end: None,
-            http1: false,
-            short: false,
+            doubts: context.worker.doubts.clone(),
+            doubt: None,
         }
     }
 
@@ -99,8 +100,11 @@ impl Audited {
                 return Ok(Some(Version::Http2));
             }
             if !same || self.end.is_some() {
-                self.http1 = true;
                 self.audit_held();
+                self.doubt = self
+                    .stream
+                    .as_mut()
+                    .and_then(|stream| stream.put_off(&self.doubts));
                 return Ok(Some(Version::Http1));
             }
             let read = std::future::poll_fn(|cx| self.poll_hold(cx)).await?;
@@ -115,7 +119,9 @@ impl Audited {
 
     /// The stream and the bytes that were read from it and not given out.
     pub fn into_parts(mut self) -> Option<(Transport, Bytes)> {
-        Some((self.stream.take()?, std::mem::take(&mut self.held).freeze()))
+        let mut stream = self.stream.take()?;
+        stream.hasten();
+        Some((stream, std::mem::take(&mut self.held).freeze()))
     }
 
     /// Whether closing now would cut off what the client is still sending.
@@ -133,15 +139,8 @@ impl Audited {
     }
 
     fn poll_direct(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if std::mem::take(&mut self.short) && self.http1 {
-            self.wire.put_off();
-        }
-        if self.wire.is_put_off() {
-            return Poll::Pending;
-        }
         let before = buf.filled().len();
         ready!(self.stream()?.poll_read(cx, buf))?;
-        self.short = buf.remaining() > 0;
         let fresh = buf.filled().get(before..).unwrap_or_default();
         if fresh.is_empty() {
             self.end = Some(self.eof());
@@ -161,6 +160,7 @@ impl Audited {
             self.note_head();
         }
         buf.set_filled(before + good);
+        self.note_end();
         Poll::Ready(Ok(()))
     }
 
@@ -190,6 +190,17 @@ impl Audited {
             }
         }
         self.note_head();
+        self.note_end();
+    }
+
+    /// Between requests no more bytes are owed.
+    fn note_end(&self) {
+        if let Some(doubt) = &self.doubt
+            && self.auditor.at_message_start()
+            && self.held.len() == self.ready
+        {
+            doubt.settle();
+        }
     }
 
     fn refuse(&mut self, refused: framing::Refused) {

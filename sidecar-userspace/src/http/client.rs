@@ -87,6 +87,9 @@ impl Lease {
     /// The response is complete: the connection may take the next request.
     pub fn give_back(self) {
         if let Connection::Http1(kept) = self.connection {
+            if let Some(doubt) = &kept.doubt {
+                doubt.settle();
+            }
             let (max_idle, idle_timeout) = (self.max_idle, self.idle_timeout);
             self.worker
                 .http
@@ -272,7 +275,8 @@ async fn http1(
     if limits.headers != 100 {
         builder.max_headers(limits.headers);
     }
-    let Opened { stream, tls } = opened;
+    let Opened { mut stream, tls } = opened;
+    let doubt = stream.put_off(&session.context.worker.doubts);
     let io = TokioIo::new(UpstreamIo::new(stream));
     let (sender, connection) = builder
         .handshake(io)
@@ -282,7 +286,7 @@ async fn http1(
         // Errors reach the request that they concern.
         let _ = connection.with_upgrades().await;
     });
-    Ok(Http1 { sender, tls })
+    Ok(Http1 { sender, tls, doubt })
 }
 
 async fn http2_connection(
@@ -307,7 +311,9 @@ async fn http2_connection(
     if !snapshot.timeouts.keepalive.is_zero() {
         builder.keep_alive_interval(snapshot.timeouts.keepalive);
     }
-    let Opened { stream, tls } = opened;
+    let Opened { mut stream, tls } = opened;
+    // What a frame is followed by nobody tells: the question waits until what came is passed on.
+    stream.put_off(&session.context.worker.doubts);
     let io = TokioIo::new(UpstreamIo::new(stream));
     let (sender, mut connection) = builder
         .handshake(io)

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use super::body::RequestBody;
 use crate::{
-    connection::{ConnectionContext, Direction, route::Target},
+    connection::{ConnectionContext, Direction, Doubt, route::Target},
     model::ServiceTls,
     tls::Secured,
 };
@@ -77,6 +77,8 @@ struct Idle {
 pub(super) struct Http1 {
     pub sender: http1::SendRequest<RequestBody>,
     pub tls: Option<Arc<Secured>>,
+    /// Told where responses end.
+    pub doubt: Option<Arc<Doubt>>,
 }
 
 /// One HTTP/2 connection, shared by many requests.

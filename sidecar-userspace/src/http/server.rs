@@ -57,7 +57,7 @@ pub async fn serve(
         head_bytes: context.snapshot.limits.header_bytes,
         fields: context.snapshot.limits.headers,
     };
-    let mut client = Audited::new(client, limits, wire.clone(), context.drain.clone());
+    let mut client = Audited::new(client, limits, wire.clone(), &context);
     let (outcome, detail) = match version(&mut client, &context).await {
         Err((outcome, detail)) => (outcome, detail),
         Ok(version) => {
@@ -137,10 +137,6 @@ async fn http1(client: Audited, session: &Rc<Session>) -> End {
             }
             if session.wire.take_poke() {
                 continue;
-            }
-            if session.wire.take_put_off() {
-                // What the requests have set going goes first.
-                cx.waker().wake_by_ref();
             }
             match watch.poll(cx, &session.wire) {
                 Poll::Pending => return Poll::Pending,

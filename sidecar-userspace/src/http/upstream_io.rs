@@ -19,8 +19,6 @@ pub(super) struct UpstreamIo {
     stream: Transport,
     /// Nothing that is written arrives any more.
     deaf: bool,
-    /// The last read came short and has most likely emptied the socket: what came of it is passed on before the socket is asked again.
-    short: bool,
 }
 
 impl UpstreamIo {
@@ -28,11 +26,11 @@ impl UpstreamIo {
         Self {
             stream,
             deaf: false,
-            short: false,
         }
     }
 
-    pub fn into_stream(self) -> Transport {
+    pub fn into_stream(mut self) -> Transport {
+        self.stream.hasten();
         self.stream
     }
 
@@ -58,15 +56,7 @@ impl AsyncRead for UpstreamIo {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if std::mem::take(&mut this.short) {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
-        this.short = buf.filled().len() > before && buf.remaining() > 0;
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
     }
 }
 

@@ -24,9 +24,6 @@ pub(super) struct Wire {
     decision: Cell<Option<bool>>,
     /// The reader has something to do that no byte from the client announces.
     poke: Cell<bool>,
-    /// Reading waits until the other tasks have had their turn. A read that came short has most likely emptied the socket: what came of
-    /// it is passed on first, and the question whether there is more, a system call, is put behind that.
-    put_off: Cell<bool>,
     /// A response broke off: the client must not see an orderly end.
     broken: Cell<bool>,
     read_bytes: Cell<u64>,
@@ -55,7 +52,6 @@ impl Default for Wire {
             slow: Cell::default(),
             decision: Cell::default(),
             poke: Cell::default(),
-            put_off: Cell::default(),
             broken: Cell::default(),
             read_bytes: Cell::default(),
             written_bytes: Cell::default(),
@@ -113,19 +109,6 @@ impl Wire {
 
     pub fn take_poke(&self) -> bool {
         self.poke.take()
-    }
-
-    pub fn put_off(&self) {
-        self.put_off.set(true);
-    }
-
-    pub fn is_put_off(&self) -> bool {
-        self.put_off.get()
-    }
-
-    /// Whether reading was put off: whoever polls the connection does so once more, behind the other tasks, and then it may read.
-    pub fn take_put_off(&self) -> bool {
-        self.put_off.take()
     }
 
     pub fn set_broken(&self) {

@@ -8,7 +8,7 @@ use super::end_when;
 use crate::{
     config::watch::SnapshotHandle,
     connection::{
-        self, Direction, Recorder, Worker,
+        self, Direction, Doubts, Recorder, Worker,
         accept::{self, Accepted, Places},
         balance::Balancer,
         buffers::Buffers,
@@ -71,6 +71,7 @@ impl Seed {
                 balancer: Balancer::default(),
                 resolver: Resolver::default(),
                 buffers: Buffers::default(),
+                doubts: Doubts::default(),
                 learned: Learned::default(),
                 http: Pool::default(),
                 tunnels: tunnel::Pool::default(),

@@ -194,7 +194,7 @@ async fn shake_hands(
         Ok(Ok(stream)) => match facts(&stream) {
             Ok(secured) => Ok((TlsStream::new(stream.into()), secured)),
             Err(error) => {
-                stream::reset(stream.into_inner().0.into_parts().0);
+                stream::reset(stream.into_inner().0.into_tcp());
                 Err(ConnectError {
                     detail: Some(error.to_string()),
                     ..failure::of_rustls(&error).into()

@@ -43,7 +43,11 @@ impl TlsStream {
             tokio_rustls::TlsStream::Client(client) => client.into_inner().0,
             tokio_rustls::TlsStream::Server(server) => server.into_inner().0,
         };
-        stream.into_parts().0
+        stream.into_tcp()
+    }
+
+    pub fn stream(&mut self) -> &mut Stream {
+        self.inner.get_mut().0
     }
 
     /// Puts `bytes` in front of what is still to be read.
