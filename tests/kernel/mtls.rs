@@ -93,6 +93,39 @@ fn the_link_carries_tls_and_not_the_payload() {
     });
 }
 
+/// Whatever part of a body is found in which queue, it is found at once: nobody waits for an edge that has passed.
+#[test]
+fn bodies_of_all_sizes_pass_both_ways() {
+    World::play(|world| {
+        let (a, b) = pods(world)?;
+        let directory = tempfile::tempdir()?;
+        let _nginx = peers::nginx(&b, b.v4(8080), directory.path(), "dav_methods PUT;")?;
+        let text = |path: &std::path::Path| path.to_str().context("not text").map(str::to_owned);
+        for bytes in [1_usize, 1000, 16_000, 70_000, 1 << 20, 8 << 20] {
+            let body: Vec<u8> = (0..bytes).map(|i| (i % 251) as u8).collect();
+            let (file, copy) = (directory.path().join("file"), directory.path().join("copy"));
+            fs::write(&file, &body)?;
+            let (from, to) = (text(&file)?, text(&copy)?);
+            let url = |name: &str| format!("http://{}/{name}", b.v4(8080));
+            let put = ["-f", "--max-time", "20", "-T", &from, &url("put")];
+            peers::curl(&a, &put)?.success()?;
+            ensure!(
+                fs::read(directory.path().join("put"))? == body,
+                "{bytes} bytes up"
+            );
+            // Twenty on one connection.
+            let mut get = ["-f", "--max-time", "20"].map(str::to_owned).to_vec();
+            for _ in 0..20 {
+                get.extend(["-o".to_owned(), to.clone(), url("file")]);
+            }
+            let get: Vec<&str> = get.iter().map(String::as_str).collect();
+            peers::curl(&a, &get)?.success()?;
+            ensure!(fs::read(&copy)? == body, "{bytes} bytes down");
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn whoever_has_no_identity_does_not_get_in() {
     World::play(|world| {

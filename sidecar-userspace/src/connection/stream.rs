@@ -117,7 +117,10 @@ impl Stream {
         match recv(&self.tcp, buf.initialize_unfilled(), RecvFlags::DONTWAIT) {
             Ok((_, read)) => {
                 buf.advance(read.min(buf.remaining()));
-                self.note(buf, before);
+                // As long as reads are filled it is asked again: tokio takes the socket for empty.
+                if buf.remaining() > 0 {
+                    self.note(buf, before);
+                }
                 Poll::Ready(Ok(()))
             }
             Err(rustix::io::Errno::AGAIN) => {
@@ -333,6 +336,22 @@ mod tests {
             let start = std::time::Instant::now();
             assert_eq!(read(&mut stream).await, b"missed");
             assert!(start.elapsed() >= Duration::from_millis(40));
+        });
+    }
+
+    #[test]
+    fn what_was_missed_is_read_to_its_end() {
+        play(async |doubts| {
+            let (mut stream, _doubt, _peer) = with_missed_edge(&doubts).await;
+            let mut missed = [0; 6];
+            for byte in &mut missed {
+                let read = timeout(
+                    Duration::from_secs(5),
+                    stream.read(std::slice::from_mut(byte)),
+                );
+                assert_eq!(read.await.expect("the rest is never found").unwrap(), 1);
+            }
+            assert_eq!(&missed, b"missed");
         });
     }
 
