@@ -18,8 +18,8 @@ use std::{
 
 use futures_util::task::AtomicWaker;
 
-/// Bytes that nobody waits for, and whose edge was missed, are found after this time: the start of a request that was sent
-/// behind another, what a server says unasked.
+/// Bytes that nobody waits for, and whose edge was missed, are found within twice this time: the start of a request that was
+/// sent behind another, what a server says unasked.
 const LATER: Duration = Duration::from_millis(50);
 
 /// Of one socket; shared by its [`super::Stream`] and by who knows where messages end. Both are of one worker's thread; hyper
@@ -36,6 +36,8 @@ pub struct Doubt {
     hasty: AtomicBool,
     /// Among [`Inner::later`].
     listed: AtomicBool,
+    /// Raised since that list was gone through last.
+    fresh: AtomicBool,
     /// Who reads the socket.
     reader: AtomicWaker,
     all: Doubts,
@@ -62,6 +64,7 @@ impl Doubts {
             owed: false.into(),
             hasty: false.into(),
             listed: false.into(),
+            fresh: false.into(),
             reader: AtomicWaker::new(),
             all: self.clone(),
         })
@@ -100,10 +103,15 @@ impl Doubts {
             tokio::task::spawn_local(async move {
                 while !lock(&all.0.later).is_empty() {
                     tokio::time::sleep(LATER).await;
-                    for doubt in mem::take(&mut *lock(&all.0.later)) {
-                        doubt.listed.store(false, Relaxed);
-                        doubt.ask();
-                    }
+                    lock(&all.0.later).retain(|doubt| {
+                        // Of a busy connection the next edge answers.
+                        let stays = doubt.fresh.swap(false, Relaxed);
+                        if !stays {
+                            doubt.listed.store(false, Relaxed);
+                            doubt.ask();
+                        }
+                        stays
+                    });
                 }
                 all.0.later_runs.store(false, Relaxed);
             });
@@ -134,6 +142,7 @@ impl Doubt {
         self.open.store(true, Relaxed);
         self.asks.store(false, Relaxed);
         self.owed.store(true, Relaxed);
+        self.fresh.store(true, Relaxed);
     }
 
     /// The kernel has said that the socket is empty, or a read filled its buffer.

@@ -20,7 +20,7 @@ use super::{
     wire::Wire,
 };
 use crate::{
-    connection::{ConnectionContext, Doubt, Doubts, Transport},
+    connection::{Doubt, Doubts, Transport},
     lifecycle::drain::{self, DrainSignal},
 };
 
@@ -45,8 +45,7 @@ pub(super) struct Audited {
     held: BytesMut,
     ready: usize,
     end: Option<End>,
-    doubts: Doubts,
-    /// Of HTTP/1, told where requests end.
+    /// Told where requests end.
     doubt: Option<Arc<Doubt>>,
 }
 
@@ -75,17 +74,16 @@ impl Audited {
         stream: Transport,
         limits: framing::Limits,
         wire: Rc<Wire>,
-        context: &ConnectionContext,
+        drain: DrainSignal,
     ) -> Self {
         Self {
             stream: Some(stream),
-            drain: context.drain.clone(),
+            drain,
             auditor: Auditor::new(limits),
             wire,
             held: BytesMut::new(),
             ready: 0,
             end: None,
-            doubts: context.worker.doubts.clone(),
             doubt: None,
         }
     }
@@ -101,10 +99,6 @@ impl Audited {
             }
             if !same || self.end.is_some() {
                 self.audit_held();
-                self.doubt = self
-                    .stream
-                    .as_mut()
-                    .and_then(|stream| stream.put_off(&self.doubts));
                 return Ok(Some(Version::Http1));
             }
             let read = std::future::poll_fn(|cx| self.poll_hold(cx)).await?;
@@ -115,6 +109,14 @@ impl Audited {
                 self.end = Some(self.eof());
             }
         }
+    }
+
+    /// See [`Transport::put_off`]; for HTTP/1, whose ends the audit knows.
+    pub fn put_off(&mut self, doubts: &Doubts) {
+        self.doubt = self
+            .stream
+            .as_mut()
+            .and_then(|stream| stream.put_off(doubts));
     }
 
     /// The stream and the bytes that were read from it and not given out.

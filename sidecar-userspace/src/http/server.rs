@@ -57,7 +57,7 @@ pub async fn serve(
         head_bytes: context.snapshot.limits.header_bytes,
         fields: context.snapshot.limits.headers,
     };
-    let mut client = Audited::new(client, limits, wire.clone(), &context);
+    let mut client = Audited::new(client, limits, wire.clone(), context.drain.clone());
     let (outcome, detail) = match version(&mut client, &context).await {
         Err((outcome, detail)) => (outcome, detail),
         Ok(version) => {
@@ -70,7 +70,10 @@ pub async fn serve(
                 http2: version == Version::Http2,
             });
             match version {
-                Version::Http1 => http1(client, &session).await,
+                Version::Http1 => {
+                    client.put_off(&session.context.worker.doubts);
+                    http1(client, &session).await
+                }
                 Version::Http2 => http2(client, &session).await,
             }
         }
