@@ -183,6 +183,7 @@ fn worker() -> Worker {
         balancer: Default::default(),
         resolver: Default::default(),
         buffers: Default::default(),
+        doubts: Default::default(),
         learned: Default::default(),
         http: Default::default(),
         mesh: None,

@@ -3,7 +3,7 @@
 //! A socket in the kernel's SOCKHASH has two queues, and a read takes from one of them (see [`super::stream`]). To ask
 //! again after each short read costs a system call and a turn of the connection's task for every message, and almost
 //! always in vain. Here the question waits: where more is owed, until the tasks that are ready have run, since most often
-//! they find that the message was complete; where nothing is owed, for [`LATER`]. Bytes that come after the read are
+//! they find that the message was complete; where nothing is owed, for 50 ms and more. Bytes that come after the read are
 //! announced by an edge of epoll, which answers the question before it is asked.
 
 use std::{

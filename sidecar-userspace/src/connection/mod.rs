@@ -6,7 +6,7 @@ pub mod balance;
 pub mod buffers;
 pub mod connect;
 pub mod detect;
-mod doubt;
+pub mod doubt;
 pub mod listen;
 pub(crate) mod liveness;
 pub mod origin;

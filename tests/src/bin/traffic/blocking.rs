@@ -3,9 +3,8 @@
 use std::{
     io::{self, Write},
     net::{Shutdown, TcpListener, TcpStream},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc},
     thread,
-    time::Duration,
 };
 
 use sidecar_tests::{
@@ -17,39 +16,55 @@ use sidecar_tests::{
 use crate::{
     connect,
     how::{How, Reader, writable},
-    integrity::Plan,
+    integrity::{Expected, Plan},
 };
 
 /// Two threads of 64 connections want no 8 MiB each.
 const STACK_BYTES: usize = 256 << 10;
 
-/// Accepts and serves `connections`.
+/// Accepts and serves what is expected.
 pub fn serve(
     board: &Arc<Board>,
-    listener: &TcpListener,
-    connections: u64,
-    accept_delay: Duration,
+    listener: TcpListener,
+    expected: Expected,
     how: How,
 ) -> io::Result<()> {
-    let mut threads = Vec::new();
-    for _ in 0..connections {
-        thread::sleep(accept_delay);
-        let (stream, peer) = listener.accept()?;
-        let board = Arc::clone(board);
-        threads.push(
-            thread::Builder::new()
-                .stack_size(STACK_BYTES)
-                .spawn(move || {
-                    if let Err(error) = serve_one(&board, &stream, how) {
-                        board.failed(format!("serving {peer}: {error}"));
-                    }
-                })?,
-        );
+    let (done, ended) = mpsc::channel();
+    let board = Arc::clone(board);
+    // Not waited for: it may stand in `accept` for one more that says nothing.
+    thread::spawn(move || {
+        if let Err(error) = accept(&board, &listener, expected, how, &done) {
+            // Nobody listens once all were served.
+            let _ = done.send(Err(error));
+        }
+    });
+    let mut served = 0;
+    while served < expected.connections {
+        let ended = ended.recv();
+        let spoke = ended.map_err(|_| io::Error::other("a serving thread panicked"))??;
+        served += u64::from(spoke);
     }
-    for thread in threads {
-        thread
-            .join()
-            .map_err(|_| io::Error::other("a serving thread panicked"))?;
+    Ok(())
+}
+
+/// Says of each connection, when it has ended, whether anything was said on it.
+fn accept(
+    board: &Arc<Board>,
+    listener: &TcpListener,
+    expected: Expected,
+    how: How,
+    done: &mpsc::Sender<io::Result<bool>>,
+) -> io::Result<()> {
+    for _ in 0..expected.connections + expected.silent {
+        thread::sleep(expected.accept_delay);
+        let (stream, peer) = listener.accept()?;
+        let (board, done) = (Arc::clone(board), done.clone());
+        thread::Builder::new()
+            .stack_size(STACK_BYTES)
+            .spawn(move || {
+                let served = serve_one(&board, &stream, how);
+                let _ = done.send(Ok(expected.spoke(&board, peer, served)));
+            })?;
     }
     Ok(())
 }
@@ -71,28 +86,30 @@ pub fn drive(board: &Arc<Board>, plan: &Arc<Plan>, concurrency: u64, how: How) {
     });
 }
 
-fn serve_one(board: &Board, stream: &TcpStream, how: How) -> io::Result<()> {
+/// Whether anything was said.
+fn serve_one(board: &Board, stream: &TcpStream, how: How) -> io::Result<bool> {
     stream.set_nodelay(true)?;
     let mut reader = Reader::new(how, stream)?;
     let mut bytes = [0; Preamble::BYTES];
     let mut filled = 0;
     while filled < bytes.len() {
         let missing = bytes.len() - filled;
-        match reader.read(stream, &mut bytes[filled..], missing as u64, board)? {
-            0 => {
+        match reader.read(stream, &mut bytes[filled..], missing as u64, board) {
+            Ok(0) | Err(_) if filled == 0 => return Ok(false),
+            Ok(0) => {
                 return Err(io::Error::new(
                     io::ErrorKind::UnexpectedEof,
                     "ended within the preamble",
                 ));
             }
-            count => filled += count,
+            read => filled += read?,
         }
     }
     match Preamble::decode(&bytes) {
         Ok(preamble) => converse(board, stream, preamble.seed, &preamble.scripts().1, reader),
         Err(corruption) => board.corrupted(corruption),
     }
-    Ok(())
+    Ok(true)
 }
 
 fn drive_one(board: &Board, stream: &TcpStream, preamble: &Preamble, how: How) -> io::Result<()> {

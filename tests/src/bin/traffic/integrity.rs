@@ -1,6 +1,7 @@
 //! Integrity: many connections whose every byte is known to both ends.
 
 use std::{
+    io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -31,6 +32,10 @@ pub struct Serve {
     /// End after so many.
     #[arg(long)]
     connections: u64,
+    /// Take so many more on which nothing is ever said: with SYN cookies a late ACK of a connection that is over makes a new
+    /// one, of which its client knows nothing.
+    #[arg(long, default_value_t = 0)]
+    silent: u64,
     #[arg(long, default_value = "blocking")]
     mode: Mode,
     /// By which system call to read; with `blocking` only.
@@ -76,6 +81,30 @@ pub struct Drive {
     deadline_seconds: u64,
 }
 
+/// What a server waits for.
+#[derive(Debug, Clone, Copy)]
+pub struct Expected {
+    /// On which something is said.
+    pub connections: u64,
+    /// More of them, at most, on which nothing is.
+    pub silent: u64,
+    /// Before each `accept`.
+    pub accept_delay: Duration,
+}
+
+impl Expected {
+    /// Whether a connection that has ended counts: it does unless nothing was said and that is allowed.
+    pub fn spoke(self, board: &Board, peer: SocketAddr, served: io::Result<bool>) -> bool {
+        match served {
+            Ok(true) => return true,
+            Ok(false) if self.silent > 0 => return false,
+            Ok(false) => board.failed(format!("serving {peer}: nothing was said")),
+            Err(error) => board.failed(format!("serving {peer}: {error}")),
+        }
+        true
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Mode {
     /// Two threads a connection, one reads, one writes.
@@ -100,25 +129,15 @@ impl Serve {
         let listener = connect::listen(self.listen, self.fast_open)?;
         say(format_args!("listening {}", listener.local_addr()?))?;
         watch(&board, Duration::from_secs(self.deadline_seconds));
-        let accept_delay = Duration::from_millis(self.accept_delay_ms);
+        let expected = Expected {
+            connections: self.connections,
+            silent: self.silent,
+            accept_delay: Duration::from_millis(self.accept_delay_ms),
+        };
         match self.mode {
-            Mode::Blocking => {
-                blocking::serve(&board, &listener, self.connections, accept_delay, self.how)?
-            }
-            Mode::Nonblocking => nonblocking::serve(
-                &board,
-                listener,
-                self.connections,
-                accept_delay,
-                Appetite::Greedy,
-            )?,
-            Mode::Hasty => nonblocking::serve(
-                &board,
-                listener,
-                self.connections,
-                accept_delay,
-                Appetite::Hasty,
-            )?,
+            Mode::Blocking => blocking::serve(&board, listener, expected, self.how)?,
+            Mode::Nonblocking => nonblocking::serve(&board, listener, expected, Appetite::Greedy)?,
+            Mode::Hasty => nonblocking::serve(&board, listener, expected, Appetite::Hasty)?,
         }
         account(&board, started)
     }

@@ -3,7 +3,7 @@
 //! A reader is greedy, it reads until EAGAIN before it waits; or hasty, as tokio's own `read` and nginx are: it takes a
 //! read that does not fill its buffer for the sign that nothing is left, and waits for the next edge.
 
-use std::{io, net, sync::Arc, time::Duration};
+use std::{io, net, pin::pin, sync::Arc};
 
 use sidecar_tests::{
     report::{Board, Live},
@@ -22,7 +22,10 @@ use tokio::{
     time::sleep,
 };
 
-use crate::{connect, integrity::Plan};
+use crate::{
+    connect,
+    integrity::{Expected, Plan},
+};
 
 /// When a reader waits for the next edge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,29 +36,38 @@ pub enum Appetite {
     Hasty,
 }
 
-/// Accepts and serves `connections`.
+/// Accepts and serves what is expected.
 pub fn serve(
     board: &Arc<Board>,
     listener: net::TcpListener,
-    connections: u64,
-    accept_delay: Duration,
+    expected: Expected,
     appetite: Appetite,
 ) -> io::Result<()> {
     runtime()?.block_on(async {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
-        let mut tasks = JoinSet::new();
-        for _ in 0..connections {
-            sleep(accept_delay).await;
-            let (stream, peer) = listener.accept().await?;
-            let board = Arc::clone(board);
-            tasks.spawn(async move {
-                if let Err(error) = serve_one(&board, stream, appetite).await {
-                    board.failed(format!("serving {peer}: {error}"));
+        let accept = || async {
+            sleep(expected.accept_delay).await;
+            listener.accept().await
+        };
+        let mut next = pin!(accept());
+        let mut places = expected.connections + expected.silent;
+        let (mut tasks, mut served) = (JoinSet::new(), 0);
+        while served < expected.connections {
+            tokio::select! {
+                accepted = next.as_mut(), if places > 0 => {
+                    let (stream, peer) = accepted?;
+                    let board = Arc::clone(board);
+                    tasks.spawn(async move {
+                        let served = serve_one(&board, stream, appetite).await;
+                        expected.spoke(&board, peer, served)
+                    });
+                    places -= 1;
+                    next.set(accept());
                 }
-            });
+                Some(spoke) = tasks.join_next() => served += u64::from(spoke?),
+            }
         }
-        tasks.join_all().await;
         Ok(())
     })
 }
@@ -89,10 +101,14 @@ fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
 }
 
-async fn serve_one(board: &Board, mut stream: TcpStream, appetite: Appetite) -> io::Result<()> {
+/// Whether anything was said.
+async fn serve_one(board: &Board, mut stream: TcpStream, appetite: Appetite) -> io::Result<bool> {
     stream.set_nodelay(true)?;
     let mut bytes = [0; Preamble::BYTES];
-    stream.read_exact(&mut bytes).await?;
+    if !matches!(stream.read(&mut bytes[..1]).await, Ok(1)) {
+        return Ok(false);
+    }
+    stream.read_exact(&mut bytes[1..]).await?;
     match Preamble::decode(&bytes) {
         Ok(preamble) => {
             converse(
@@ -106,7 +122,7 @@ async fn serve_one(board: &Board, mut stream: TcpStream, appetite: Appetite) -> 
         }
         Err(corruption) => board.corrupted(corruption),
     }
-    Ok(())
+    Ok(true)
 }
 
 async fn drive_one(
