@@ -1,10 +1,12 @@
 //! The benchmark itself: a row in every mode of our own proxy gives figures that can be true, in every form of report.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use sidecar_tests::world::programs;
+
+use crate::peers::text;
 
 /// Rows of each kind of load, in two groups.
 const ROWS: &str = "tcp-1k-max4,http-mtls-1k-open4,grpc-64b-max4,tcp-stream-64k,tcp-1k-newconn4";
@@ -95,8 +97,4 @@ fn bench(arguments: &[&str]) -> Result<()> {
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(())
-}
-
-fn text(path: &Path) -> Result<&str> {
-    path.to_str().context("a path that is not text")
 }

@@ -5,6 +5,8 @@ use std::{fs, path::Path, time::Duration};
 use anyhow::{Context, Result, ensure};
 use sidecar_tests::world::{Settings, Workload, World, cgroup, programs, wait};
 
+use crate::peers;
+
 const LIMIT: Duration = Duration::from_secs(60);
 
 #[test]
@@ -41,9 +43,9 @@ fn what_cannot_be_the_applications_is_refused() {
             .filter_map(|line| line.split(' ').nth(4));
         cases.extend(version_1.map(|path| (Path::new(path), "is a cgroup of version 1")));
         for (path, why) in cases {
-            let text = path.to_str().context("a path that is not text")?;
+            let text = peers::text(path)?;
             let bpffs = world.bpffs();
-            let bpffs = bpffs.to_str().context("a path that is not text")?;
+            let bpffs = peers::text(&bpffs)?;
             let arguments = ["run", "--bpffs", bpffs, "--cgroup", text];
             let finished = a
                 .start_in(a.cgroup(), "refused", programs::sidecar()?, &arguments)?
@@ -63,7 +65,7 @@ fn from_outside_it_is_taken() {
     World::play(|world| {
         let (a, outside) = (world.workload("a")?, world.workload("outside")?);
         let (bpffs, group) = (world.bpffs(), a.cgroup().display().to_string());
-        let bpffs = bpffs.to_str().context("a path that is not text")?;
+        let bpffs = peers::text(&bpffs)?;
         let arguments = [
             "run",
             "--bpffs",

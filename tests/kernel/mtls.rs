@@ -100,25 +100,23 @@ fn bodies_of_all_sizes_pass_both_ways() {
         let (a, b) = pods(world)?;
         let directory = tempfile::tempdir()?;
         let _nginx = peers::nginx(&b, b.v4(8080), directory.path(), "dav_methods PUT;")?;
-        let text = |path: &std::path::Path| path.to_str().context("not text").map(str::to_owned);
         for bytes in [1_usize, 1000, 16_000, 70_000, 1 << 20, 8 << 20] {
             let body: Vec<u8> = (0..bytes).map(|i| (i % 251) as u8).collect();
             let (file, copy) = (directory.path().join("file"), directory.path().join("copy"));
             fs::write(&file, &body)?;
-            let (from, to) = (text(&file)?, text(&copy)?);
+            let (from, to) = (peers::text(&file)?, peers::text(&copy)?);
             let url = |name: &str| format!("http://{}/{name}", b.v4(8080));
-            let put = ["-f", "--max-time", "20", "-T", &from, &url("put")];
+            let put = ["-f", "--max-time", "20", "-T", from, &url("put")];
             peers::curl(&a, &put)?.success()?;
             ensure!(
                 fs::read(directory.path().join("put"))? == body,
                 "{bytes} bytes up"
             );
             // Twenty on one connection.
-            let mut get = ["-f", "--max-time", "20"].map(str::to_owned).to_vec();
+            let (mut get, url) = (vec!["-f", "--max-time", "20"], url("file"));
             for _ in 0..20 {
-                get.extend(["-o".to_owned(), to.clone(), url("file")]);
+                get.extend(["-o", to, &url]);
             }
-            let get: Vec<&str> = get.iter().map(String::as_str).collect();
             peers::curl(&a, &get)?.success()?;
             ensure!(fs::read(&copy)? == body, "{bytes} bytes down");
         }

@@ -23,6 +23,11 @@ pub fn listens(workload: &Workload<'_>, address: SocketAddr) -> Result<()> {
     })
 }
 
+/// A path as a program's argument.
+pub fn text(path: &Path) -> Result<&str> {
+    path.to_str().context("a path that is not text")
+}
+
 pub fn curl(workload: &Workload<'_>, arguments: &[&str]) -> Result<Finished> {
     let curl = packaged("curl", "curl")?;
     let quiet = [
@@ -46,7 +51,7 @@ pub fn python(workload: &Workload<'_>, script: &str, arguments: &[&str]) -> Resu
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("peers")
         .join(script);
-    let path = path.to_str().context("a path that is not text")?;
+    let path = text(&path)?;
     let python = packaged("python3", "python3")?;
     workload.start(script, python, &[&["-u", path], arguments].concat())
 }
@@ -76,11 +81,7 @@ pub fn nginx(
         ),
     )?;
     let nginx = packaged("nginx", "nginx")?;
-    let running = workload.start(
-        "nginx",
-        nginx,
-        &["-c", configuration.to_str().context("a path")?],
-    )?;
+    let running = workload.start("nginx", nginx, &["-c", text(&configuration)?])?;
     listens(workload, address)?;
     Ok(running)
 }

@@ -3,7 +3,6 @@
 
 use std::{
     fs,
-    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -13,7 +12,7 @@ use rustix::process::Signal;
 use serde::Deserialize;
 use sidecar_tests::world::{Settings, Workload, World, programs::packaged, workload::LIMIT};
 
-use crate::peers;
+use crate::peers::{self, text};
 
 /// A server that speaks first must not wait for a client that does not: who waits for the client's first bytes does so for
 /// 10 s or more.
@@ -259,10 +258,6 @@ fn gigabytes(settings: &Settings) {
         }
         no_panic([&a, &b])
     });
-}
-
-fn text(path: &Path) -> Result<&str> {
-    path.to_str().context("a path that is not text")
 }
 
 #[test]

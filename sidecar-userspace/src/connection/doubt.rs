@@ -47,13 +47,13 @@ pub struct Doubt {
 #[derive(Debug, Clone, Default)]
 pub struct Doubts(Arc<Inner>);
 
-/// A task looks after each list while there is something in it.
 #[derive(Debug, Default)]
 struct Inner {
     soon: Mutex<Vec<Arc<Doubt>>>,
+    /// A task looks after that list; it takes what is in it before it waits.
     soon_runs: AtomicBool,
+    /// A task looks after it while there is something in it.
     later: Mutex<Vec<Arc<Doubt>>>,
-    later_runs: AtomicBool,
 }
 
 impl Doubts {
@@ -97,8 +97,9 @@ impl Doubts {
         if !doubt.open.load(Relaxed) || doubt.listed.swap(true, Relaxed) {
             return;
         }
-        lock(&self.0.later).push(doubt.clone());
-        if !self.0.later_runs.swap(true, Relaxed) {
+        let mut later = lock(&self.0.later);
+        later.push(doubt.clone());
+        if later.len() == 1 {
             let all = self.clone();
             tokio::task::spawn_local(async move {
                 while !lock(&all.0.later).is_empty() {
@@ -113,7 +114,6 @@ impl Doubts {
                         stays
                     });
                 }
-                all.0.later_runs.store(false, Relaxed);
             });
         }
     }

@@ -46,6 +46,7 @@ impl TlsStream {
         stream.into_tcp()
     }
 
+    /// What carries the encrypted bytes.
     pub fn stream(&mut self) -> &mut Stream {
         self.inner.get_mut().0
     }
