@@ -90,7 +90,9 @@ impl World {
 
     fn run(self, test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
         let result = test(&self);
-        if result.is_err() {
+        if let Err(error) = &result {
+            // Once more at the end, by whoever panics: what is shown between may be long.
+            eprintln!("{error:#}");
             self.show();
         }
         result
