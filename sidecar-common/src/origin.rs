@@ -14,6 +14,9 @@ pub struct SocketState {
     pub socket: u64,
     /// `Direction::joined_bytes` of a socket that has left the map.
     pub joined_bytes: u64,
+    /// When the last large message was sent: bytes redirected to this socket so far, plus the sequence number up to which it
+    /// had read. Changed since: the other end has spoken.
+    pub heard: u64,
     /// The destination that the application asked for: on the application's steered socket and on the
     /// proxy's accepted one.
     pub original: Address,
@@ -77,7 +80,7 @@ impl Pending {
     pub const TCP_ONLY: u32 = 2;
 }
 
-const _: () = assert!(size_of::<SocketState>() == 152 && size_of::<Pending>() == 56);
+const _: () = assert!(size_of::<SocketState>() == 160 && size_of::<Pending>() == 56);
 
 #[cfg(feature = "user")]
 mod user {

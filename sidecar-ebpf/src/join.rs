@@ -106,6 +106,7 @@ fn check(
         copied_seq: arrived,
         unread_bytes: unread(last, receiver),
         message_bytes: bytes,
+        bulk: false,
         credit_bytes: workload.credit_bytes,
     };
     decide::relay(&evidence).ok()

@@ -36,9 +36,10 @@ pub fn relay_message(ctx: SkMsgContext) -> u32 {
         return SK_PASS;
     }
     let bytes = ctx.size();
-    match try_message(&ctx, socket, state) {
+    let bulk = is_bulk(state, bytes);
+    match try_message(&ctx, socket, state, bulk) {
         Ok(way) => {
-            if way == Way::Joined || decide::gains(bytes) {
+            if way == Way::Joined || !bulk {
                 state.redirected = state.redirected.wrapping_add(1);
             } else {
                 state.passed = state.passed.wrapping_add(1);
@@ -72,6 +73,7 @@ fn try_message(
     ctx: &SkMsgContext,
     socket: Socket,
     state: &mut SocketState,
+    bulk: bool,
 ) -> Result<Way, Counter> {
     let mut peer = state.flow.peer();
     let direction = DIRECTIONS
@@ -84,7 +86,7 @@ fn try_message(
             return Ok(Way::Joined);
         }
         let evidence =
-            evidence(socket.state(), state, direction, bytes).ok_or(Counter::PassedMiss)?;
+            evidence(socket.state(), state, direction, bytes, bulk).ok_or(Counter::PassedMiss)?;
         decide::relay(&evidence).inspect_err(|_| take_tcp(state, direction))?;
     }
     if FLOWS.redirect_msg(ctx, &mut peer, BPF_F_INGRESS) != SK_PASS as i64 {
@@ -93,6 +95,25 @@ fn try_message(
     }
     direction.sent_bytes = direction.sent_bytes.wrapping_add(bytes as u64);
     Ok(Way::Peer)
+}
+
+/// Whether the message is part of a stream: large, and nothing came the other way since the large one before.
+#[inline(always)]
+fn is_bulk(state: &mut SocketState, bytes: u32) -> bool {
+    if !decide::is_large(bytes) {
+        return false;
+    }
+    let Some(by_tcp) = TcpSocket::from_word(state.socket).copied_seq() else {
+        return true;
+    };
+    let redirected = DIRECTIONS
+        .get_ptr_mut(&state.flow)
+        .map(entry)
+        .map_or(0, |back| back.sent_bytes);
+    let heard = redirected.wrapping_add(by_tcp as u64);
+    let stream = state.heard == heard;
+    state.heard = heard;
+    stream
 }
 
 /// Towards an application there is no way back from TCP: see `decide::relay`.
@@ -126,7 +147,7 @@ pub fn room(tcp_state: u32, state: &mut SocketState) -> u32 {
     {
         return ROOM_TCP;
     }
-    let room = match evidence(tcp_state, state, direction, 0) {
+    let room = match evidence(tcp_state, state, direction, 0, false) {
         Some(evidence) => decide::room(&evidence),
         None => Room::Tcp(Counter::PassedMiss),
     };
@@ -156,6 +177,7 @@ fn evidence(
     state: &SocketState,
     direction: &mut Direction,
     bytes: u32,
+    bulk: bool,
 ) -> Option<Evidence> {
     let sender = TcpSocket::from_word(state.socket);
     let receiver = TcpSocket::from_word(direction.socket);
@@ -177,6 +199,7 @@ fn evidence(
         copied_seq: receiver.copied_seq()?,
         unread_bytes,
         message_bytes: bytes,
+        bulk,
         credit_bytes: workload.credit_bytes,
     })
 }

@@ -10,7 +10,7 @@ use futures_util::FutureExt as _;
 use sidecar_userspace::{
     config::watch::SnapshotHandle,
     connection::{
-        Direction, Outcome, Recorder, Worker,
+        Direction, Outcome, Shared, Worker,
         accept::Places,
         balance::candidates,
         origin::{KernelOrigin, OwnPorts},
@@ -167,27 +167,19 @@ fn worker() -> Worker {
         path: "/dev/null".into(),
     };
     let (log, _writer) = AccessLog::start(&silent, &metrics).unwrap();
-    let drain = Drain::default().signal();
     let own_ports = OwnPorts {
         outbound: 0,
         inbound: 0,
     };
-    Worker {
-        number: 0,
-        recorder: Recorder::new(metrics, log, drain.clone()),
-        drain,
+    let shared = Shared {
+        metrics,
+        log,
+        drain: Drain::default().signal(),
         snapshot: SnapshotHandle::new(Snapshot::builtin(), None),
         origin: Arc::new(KernelOrigin { own_ports }),
         own_ports,
         places: Places::new(1024),
-        balancer: Default::default(),
-        resolver: Default::default(),
-        buffers: Default::default(),
-        doubts: Default::default(),
-        learned: Default::default(),
-        http: Default::default(),
         mesh: None,
-        tunnels: Default::default(),
-        origins: Default::default(),
-    }
+    };
+    Worker::new(0, shared)
 }

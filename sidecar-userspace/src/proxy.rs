@@ -15,6 +15,7 @@ use self::{control::Control, worker::Seed};
 use crate::{
     config::watch::SnapshotHandle,
     connection::{
+        Shared,
         accept::Places,
         listen::Listeners,
         origin::{KernelOrigin, OriginSource},
@@ -138,19 +139,22 @@ impl Proxy {
         let (quit, quit_asked) = mpsc::channel(1);
         let (ended_sender, ended) = watch::channel(false);
         let (handed_over, accepts_no_more) = watch::channel(false);
+        let shared = Shared {
+            metrics: metrics.clone(),
+            log: log.clone(),
+            drain: signal.clone(),
+            snapshot: snapshot.clone(),
+            origin,
+            own_ports,
+            places: places.clone(),
+            mesh: mesh.clone(),
+        };
         let mut threads = Vec::new();
         for (number, listeners) in workers.into_iter().enumerate() {
             let seed = Seed {
                 number,
+                shared: shared.clone(),
                 listeners,
-                metrics: metrics.clone(),
-                log: log.clone(),
-                drain: signal.clone(),
-                snapshot: snapshot.clone(),
-                origin: origin.clone(),
-                own_ports,
-                places: places.clone(),
-                mesh: mesh.clone(),
                 ready: readiness.token("workers"),
                 accepts_no_more: accepts_no_more.clone(),
             };

@@ -3,6 +3,7 @@
 mod agent;
 mod badinput;
 mod bench;
+mod bulk;
 mod cgroups;
 mod churn;
 mod credit;

@@ -7,6 +7,7 @@
 //! - [`pod_security`]: what Kubernetes' `restricted` standard forbids pods
 //! - [`report`]: what the program `traffic` (src/bin/traffic) tells about a run
 //! - [`load`]: what the program `load` (src/bin/load) tells the benchmark (src/bin/bench)
+//! - [`output`]: how both speak to who started them
 //! - [`manifests`]: what deploy/kubernetes comes to
 //! - [`leaks`]: what a sidecar holds in the kernel, and whether it is gone
 //! - [`sys`]: the only unsafe
@@ -14,6 +15,7 @@
 pub mod leaks;
 pub mod load;
 pub mod manifests;
+pub mod output;
 pub mod pod_security;
 pub mod random;
 pub mod report;

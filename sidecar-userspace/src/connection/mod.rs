@@ -17,6 +17,7 @@ pub mod resolve;
 mod room;
 pub mod route;
 pub mod stream;
+pub(crate) mod sweep;
 pub mod transport;
 pub mod tunnel;
 mod worker;
@@ -29,7 +30,7 @@ pub use outcome::{Ended, Outcome, Reason};
 pub use record::{ConnectionRecord, Recorder, RequestRecord};
 pub use stream::Stream;
 pub use transport::{Transport, Unserved};
-pub use worker::Worker;
+pub use worker::{Shared, Worker};
 
 use self::{
     accept::Accepted,

@@ -82,13 +82,7 @@ impl Recorder {
     /// Without an access log.
     #[cfg(test)]
     pub(crate) fn for_tests(metrics: &Arc<Metrics>) -> Self {
-        use crate::model::{self, AccessLogFormat};
-        let quiet = model::AccessLog {
-            format: AccessLogFormat::None,
-            path: "/dev/null".into(),
-        };
-        let (log, _writer) = AccessLog::start(&quiet, metrics).unwrap();
-        Self::with_log(metrics, log)
+        Self::with_log(metrics, AccessLog::for_tests(metrics))
     }
 
     #[cfg(test)]

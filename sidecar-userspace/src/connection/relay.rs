@@ -28,14 +28,13 @@ use super::{
     room::Room,
     stream,
 };
-use crate::{
-    model::{Snapshot, Timeouts},
-    tls::failure,
-};
+use crate::model::{Snapshot, Timeouts};
 
+mod broken;
 mod join;
 mod layered;
 
+use broken::Failure;
 use join::Join;
 
 /// Bytes of one read at first and, once a direction has moved [`BULK_AFTER_BYTES`], the configured size.
@@ -168,12 +167,6 @@ struct Flow {
     done: bool,
 }
 
-/// Which socket failed.
-enum Failure {
-    Sender(io::Error),
-    Receiver(io::Error),
-}
-
 /// Bytes that one turn may still move, and whether any did.
 struct Turn {
     left_bytes: usize,
@@ -213,20 +206,14 @@ impl Pair {
             .to_upstream
             .poll(cx, client, upstream, pool, settings, &mut there)
         {
-            return Poll::Ready(match failure {
-                Failure::Sender(error) => client_failed(&error),
-                Failure::Receiver(error) => upstream_failed(&error),
-            });
+            return Poll::Ready(failure.to_upstream());
         }
         back.last = self.to_upstream.done;
         if let Poll::Ready(Err(failure)) = self
             .to_client
             .poll(cx, upstream, client, pool, settings, &mut back)
         {
-            return Poll::Ready(match failure {
-                Failure::Sender(error) => upstream_failed(&error),
-                Failure::Receiver(error) => client_failed(&error),
-            });
+            return Poll::Ready(failure.to_client());
         }
         patience.moved |= there.moved || back.moved;
         if self.to_upstream.done && self.to_client.done {
@@ -245,7 +232,7 @@ impl Pair {
             self.to_client.forget_room(back);
         }
         while timer.as_mut().poll(cx).is_ready() {
-            if let Some(end) = failed_unseen(client, upstream) {
+            if let Some(end) = broken::unseen(client, upstream) {
                 return Poll::Ready(end);
             }
             patience.watch(upstream, settings);
@@ -489,39 +476,4 @@ fn write_some(to: &TcpStream, room: &mut Room, bytes: &[u8]) -> io::Result<usize
         }
         Err(error) => Err(error),
     }
-}
-
-/// A failure of a socket on which the relay neither reads nor writes just now: the receiver is slow, or the
-/// sender has ended.
-fn failed_unseen(client: &TcpStream, upstream: &TcpStream) -> Option<End> {
-    let error = |socket: &TcpStream| socket.take_error().ok().flatten();
-    let client = error(client).map(|error| client_failed(&error));
-    client.or_else(|| error(upstream).map(|error| upstream_failed(&error)))
-}
-
-fn client_failed(error: &io::Error) -> End {
-    let reason = match failure::reason(error) {
-        Some(reason) => reason,
-        None if vanished(error) => Reason::ClientLost,
-        None => Reason::ClientReset,
-    };
-    (reason.into(), Some(error.to_string()))
-}
-
-fn upstream_failed(error: &io::Error) -> End {
-    let reason = match failure::reason(error) {
-        Some(reason) => reason,
-        None if vanished(error) => Reason::UpstreamLost,
-        None => Reason::UpstreamReset,
-    };
-    (reason.into(), Some(error.to_string()))
-}
-
-/// The peer did not say anything: the kernel or the network gave it up.
-fn vanished(error: &io::Error) -> bool {
-    use io::ErrorKind as K;
-    matches!(
-        error.kind(),
-        K::TimedOut | K::HostUnreachable | K::NetworkUnreachable | K::NetworkDown
-    )
 }

@@ -17,8 +17,22 @@ use crate::{
     config::watch::SnapshotHandle,
     http::Pool,
     lifecycle::drain::DrainSignal,
+    telemetry::{access_log::AccessLog, metrics::Metrics},
     tls::{mesh::MeshHandle, origin::Origins},
 };
+
+/// What all workers of a proxy start from.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    pub metrics: Arc<Metrics>,
+    pub log: AccessLog,
+    pub drain: DrainSignal,
+    pub snapshot: Arc<SnapshotHandle>,
+    pub origin: Arc<dyn OriginSource>,
+    pub own_ports: OwnPorts,
+    pub places: Places,
+    pub mesh: Option<Arc<MeshHandle>>,
+}
 
 /// One per worker thread, for the life of the proxy.
 #[derive(Debug)]
@@ -48,23 +62,26 @@ pub struct Worker {
     pub origins: Origins,
 }
 
-#[cfg(test)]
 impl Worker {
-    pub(crate) fn for_tests() -> Self {
-        let metrics = Arc::new(crate::telemetry::metrics::Metrics::new().unwrap());
-        let drain = crate::lifecycle::drain::Drain::default().signal();
-        let own_ports = OwnPorts {
-            outbound: 0,
-            inbound: 0,
-        };
-        Self {
-            number: 0,
-            recorder: Recorder::for_tests(&metrics),
+    pub fn new(number: usize, shared: Shared) -> Self {
+        let Shared {
+            metrics,
+            log,
             drain,
-            snapshot: SnapshotHandle::new(crate::model::Snapshot::builtin(), None),
-            origin: Arc::new(super::origin::KernelOrigin { own_ports }),
+            snapshot,
+            origin,
             own_ports,
-            places: Places::new(1024),
+            places,
+            mesh,
+        } = shared;
+        Self {
+            number,
+            recorder: Recorder::new(metrics, log, drain.clone()),
+            drain,
+            snapshot,
+            origin,
+            own_ports,
+            places,
             balancer: Balancer::default(),
             resolver: Resolver::default(),
             buffers: Buffers::default(),
@@ -72,8 +89,30 @@ impl Worker {
             learned: Learned::default(),
             http: Pool::default(),
             tunnels: tunnel::Pool::default(),
-            mesh: None,
+            mesh,
             origins: Origins::default(),
         }
+    }
+}
+
+#[cfg(test)]
+impl Worker {
+    pub(crate) fn for_tests() -> Self {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let own_ports = OwnPorts {
+            outbound: 0,
+            inbound: 0,
+        };
+        let shared = Shared {
+            log: AccessLog::for_tests(&metrics),
+            metrics,
+            drain: crate::lifecycle::drain::Drain::default().signal(),
+            snapshot: SnapshotHandle::new(crate::model::Snapshot::builtin(), None),
+            origin: Arc::new(super::origin::KernelOrigin { own_ports }),
+            own_ports,
+            places: Places::new(1024),
+            mesh: None,
+        };
+        Self::new(0, shared)
     }
 }

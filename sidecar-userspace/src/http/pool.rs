@@ -14,7 +14,11 @@ use tokio::sync::Notify;
 
 use super::body::RequestBody;
 use crate::{
-    connection::{ConnectionContext, Direction, Doubt, route::Target},
+    connection::{
+        ConnectionContext, Direction, Doubt,
+        route::Target,
+        sweep::{self, Sweep},
+    },
     model::ServiceTls,
     tls::Secured,
 };
@@ -63,7 +67,7 @@ struct Inner {
     http2: RefCell<HashMap<Key, Vec<Rc<Http2>>>>,
     /// HTTP/2 connections that are being made, so that requests wait for one instead of each making its own.
     dialling: RefCell<HashMap<Key, Rc<Notify>>>,
-    sweeping: Cell<bool>,
+    swept: Cell<bool>,
 }
 
 #[derive(Debug)]
@@ -157,7 +161,7 @@ impl Pool {
         let until = Instant::now() + idle_timeout;
         idle.push(Idle { kept, until });
         drop(all);
-        self.sweep_every(idle_timeout);
+        sweep::start(&self.0, idle_timeout);
     }
 
     pub(super) fn http2(&self, key: &Key) -> Http2Choice {
@@ -214,30 +218,12 @@ impl Pool {
         let mut all = self.0.http2.borrow_mut();
         all.entry(key).or_default().push(connection);
         drop(all);
-        self.sweep_every(idle_timeout);
+        sweep::start(&self.0, idle_timeout);
         place
-    }
-
-    /// Connections that nobody asks for again must go too.
-    fn sweep_every(&self, idle_timeout: Duration) {
-        if self.0.sweeping.replace(true) {
-            return;
-        }
-        let pool = Rc::downgrade(&self.0);
-        let period = (idle_timeout / 4).clamp(Duration::from_millis(100), Duration::from_secs(5));
-        tokio::task::spawn_local(async move {
-            loop {
-                tokio::time::sleep(period).await;
-                if !pool.upgrade().is_some_and(|pool| pool.sweep()) {
-                    return;
-                }
-            }
-        });
     }
 }
 
-impl Inner {
-    /// Drops what is closed or was idle for too long; `false` if nothing is left to look after.
+impl Sweep for Inner {
     fn sweep(&self) -> bool {
         let now = Instant::now();
         let mut http1 = self.http1.borrow_mut();
@@ -250,9 +236,11 @@ impl Inner {
             open.retain(|connection| !connection.is_spent(now));
             !open.is_empty()
         });
-        let any = !http1.is_empty() || !http2.is_empty();
-        self.sweeping.set(any);
-        any
+        !http1.is_empty() || !http2.is_empty()
+    }
+
+    fn swept(&self) -> &Cell<bool> {
+        &self.swept
     }
 }
 

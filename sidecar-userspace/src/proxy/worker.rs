@@ -1,44 +1,24 @@
 //! A worker thread: its listeners, and all that its connections share.
 
-use std::{io, rc::Rc, sync::Arc};
+use std::{io, rc::Rc};
 
 use tokio::{net::TcpListener, runtime::LocalRuntime, sync::watch, task};
 
 use super::end_when;
 use crate::{
-    config::watch::SnapshotHandle,
     connection::{
-        self, Direction, Doubts, Recorder, Worker,
-        accept::{self, Accepted, Places},
-        balance::Balancer,
-        buffers::Buffers,
-        detect::Learned,
+        self, Direction, Shared, Worker,
+        accept::{self, Accepted},
         listen::WorkerListeners,
-        origin::{OriginSource, OwnPorts},
-        resolve::Resolver,
-        tunnel,
     },
-    http::Pool,
-    lifecycle::{
-        drain::{DrainSignal, Phase},
-        readiness::Token,
-    },
-    telemetry::{access_log::AccessLog, metrics::Metrics},
-    tls::{mesh::MeshHandle, origin::Origins},
+    lifecycle::{drain::Phase, readiness::Token},
 };
 
 /// What a worker thread starts from.
 pub(super) struct Seed {
     pub number: usize,
+    pub shared: Shared,
     pub listeners: WorkerListeners,
-    pub metrics: Arc<Metrics>,
-    pub log: AccessLog,
-    pub drain: DrainSignal,
-    pub snapshot: Arc<SnapshotHandle>,
-    pub origin: Arc<dyn OriginSource>,
-    pub own_ports: OwnPorts,
-    pub places: Places,
-    pub mesh: Option<Arc<MeshHandle>>,
     pub ready: Token,
     pub accepts_no_more: watch::Receiver<bool>,
 }
@@ -47,37 +27,14 @@ impl Seed {
     pub fn run(self, runtime: &LocalRuntime) {
         let Self {
             number,
+            shared,
             listeners,
-            metrics,
-            log,
-            drain,
-            snapshot,
-            origin,
-            own_ports,
-            places,
-            mesh,
             ready,
             accepts_no_more,
         } = self;
         runtime.block_on(async move {
-            let worker = Rc::new(Worker {
-                number,
-                recorder: Recorder::new(metrics, log, drain.clone()),
-                drain: drain.clone(),
-                snapshot,
-                origin,
-                own_ports,
-                places,
-                balancer: Balancer::default(),
-                resolver: Resolver::default(),
-                buffers: Buffers::default(),
-                doubts: Doubts::default(),
-                learned: Learned::default(),
-                http: Pool::default(),
-                tunnels: tunnel::Pool::default(),
-                mesh,
-                origins: Origins::default(),
-            });
+            let drain = shared.drain.clone();
+            let worker = Rc::new(Worker::new(number, shared));
             let inbound = std::iter::once((Direction::Inbound, listeners.inbound));
             let outbound = listeners
                 .outbound

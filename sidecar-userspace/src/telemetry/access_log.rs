@@ -95,6 +95,16 @@ impl AccessLog {
         ))
     }
 
+    /// One that nothing is written to.
+    #[cfg(test)]
+    pub(crate) fn for_tests(metrics: &Metrics) -> Self {
+        let config = model::AccessLog {
+            format: AccessLogFormat::None,
+            path: "/dev/null".into(),
+        };
+        Self::start(&config, metrics).unwrap().0
+    }
+
     pub fn connection(&self, record: &ConnectionRecord) {
         self.append(|format, line| match format {
             AccessLogFormat::Json => line::connection_json(record, line),

@@ -11,7 +11,10 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-use super::{End, Failure, Patience, Settings, Turn, client_failed, upstream_failed};
+use super::{
+    End, Patience, Settings, Turn,
+    broken::{self, Failure},
+};
 use crate::connection::{
     Ended, Outcome, Reason, Transport,
     buffers::{Buffers, Pending},
@@ -85,19 +88,13 @@ impl Pair {
             .to_upstream
             .poll(cx, client, upstream, pool, settings, &mut there);
         if let Poll::Ready(Err(failure)) = polled {
-            return Poll::Ready(match failure {
-                Failure::Sender(error) => client_failed(&error),
-                Failure::Receiver(error) => upstream_failed(&error),
-            });
+            return Poll::Ready(failure.to_upstream());
         }
         let polled = self
             .to_client
             .poll(cx, upstream, client, pool, settings, &mut back);
         if let Poll::Ready(Err(failure)) = polled {
-            return Poll::Ready(match failure {
-                Failure::Sender(error) => upstream_failed(&error),
-                Failure::Receiver(error) => client_failed(&error),
-            });
+            return Poll::Ready(failure.to_client());
         }
         patience.moved |= there.moved || back.moved;
         if self.to_upstream.done && self.to_client.done {
@@ -108,18 +105,18 @@ impl Pair {
             return Poll::Pending;
         }
         if let Some(error) = client.poll_broken(cx) {
-            return Poll::Ready(client_failed(&error));
+            return Poll::Ready(broken::client(&error));
         }
         if let Some(error) = upstream.poll_broken(cx) {
-            return Poll::Ready(upstream_failed(&error));
+            return Poll::Ready(broken::upstream(&error));
         }
         while timer.as_mut().poll(cx).is_ready() {
-            // As `failed_unseen`.
+            // As `broken::unseen`.
             if let Some(error) = client.take_error() {
-                return Poll::Ready(client_failed(&error));
+                return Poll::Ready(broken::client(&error));
             }
             if let Some(error) = upstream.take_error() {
-                return Poll::Ready(upstream_failed(&error));
+                return Poll::Ready(broken::upstream(&error));
             }
             if let Some(upstream) = upstream.tcp() {
                 patience.watch(upstream, settings);

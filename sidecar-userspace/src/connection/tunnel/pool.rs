@@ -19,7 +19,12 @@ use tokio::sync::Notify;
 
 use super::{MAX_AGE, MAX_STREAMS};
 use crate::{
-    connection::{ConnectionContext, connect::ConnectError, route::Target},
+    connection::{
+        ConnectionContext,
+        connect::ConnectError,
+        route::Target,
+        sweep::{self, Sweep},
+    },
     model::ServiceTls,
     tls::Secured,
 };
@@ -65,7 +70,7 @@ struct Inner {
     making: RefCell<HashMap<Key, Rc<Made>>>,
     /// Endpoints that take no tunnels, until when that is believed.
     without: RefCell<HashMap<Key, Instant>>,
-    sweeping: Cell<bool>,
+    swept: Cell<bool>,
 }
 
 /// One tunnel, shared by many connections. They stay on its worker, but what they are part of has to be `Send` for hyper.
@@ -146,27 +151,10 @@ impl Pool {
             key: key.clone(),
         })
     }
-
-    /// Drops what is idle for too long or closed, from now on until nothing is left.
-    fn sweep_every(&self, idle_timeout: Duration) {
-        if self.0.sweeping.replace(true) {
-            return;
-        }
-        let pool = Rc::downgrade(&self.0);
-        let period = (idle_timeout / 4).clamp(Duration::from_millis(100), Duration::from_secs(5));
-        tokio::task::spawn_local(async move {
-            loop {
-                tokio::time::sleep(period).await;
-                if !pool.upgrade().is_some_and(|pool| pool.sweep()) {
-                    return;
-                }
-            }
-        });
-    }
 }
 
-impl Inner {
-    /// `false` if nothing is left to look after. A tunnel ends in order when nobody holds it.
+impl Sweep for Inner {
+    /// A tunnel ends in order when nobody holds it.
     fn sweep(&self) -> bool {
         let now = Instant::now();
         let mut kept = self.kept.borrow_mut();
@@ -174,9 +162,11 @@ impl Inner {
             tunnels.retain(|tunnel| !tunnel.is_spent(now));
             !tunnels.is_empty()
         });
-        let any = !kept.is_empty();
-        self.sweeping.set(any);
-        any
+        !kept.is_empty()
+    }
+
+    fn swept(&self) -> &Cell<bool> {
+        &self.swept
     }
 }
 
@@ -278,7 +268,7 @@ impl Making {
         let mut kept = self.pool.0.kept.borrow_mut();
         kept.entry(self.key.clone()).or_default().push(tunnel);
         drop(kept);
-        self.pool.sweep_every(idle_timeout);
+        sweep::start(&self.pool.0, idle_timeout);
         place
     }
 

@@ -8,14 +8,10 @@
 //! - [`stream`], [`sink`]: one way, as much as fits
 //! - [`recorder`]: what is measured, and when
 
-use std::{
-    io::{self, Write},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::{Parser, Subcommand};
-use serde::Serialize;
+use sidecar_tests::output;
 
 mod http1;
 mod multiplexed;
@@ -61,23 +57,5 @@ fn main() -> ExitCode {
             std::hint::spin_loop();
         },
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("load: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Prints one line, at once: somebody may be waiting for it.
-fn say(line: impl std::fmt::Display) -> Result<()> {
-    let mut out = io::stdout().lock();
-    writeln!(out, "{line}")?;
-    Ok(out.flush()?)
-}
-
-/// Prints the account of a program as one line of JSON.
-fn tell(account: &impl Serialize) -> Result<()> {
-    say(serde_json::to_string(account)?)
+    output::end("load", result)
 }

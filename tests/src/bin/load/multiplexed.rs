@@ -16,13 +16,13 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
+use sidecar_tests::output::tell;
 use tokio::{net::TcpStream, sync::Notify, task::LocalSet};
 
 use crate::{
     poll::read_tick,
     recorder::{Recorder, Timing},
     schedule::Schedule,
-    tell,
 };
 
 /// So often one looks whether the time is over.

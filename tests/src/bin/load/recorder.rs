@@ -10,9 +10,10 @@ use std::{
 use anyhow::Result;
 use clap::Args;
 use hdrhistogram::Histogram;
-use sidecar_tests::load::{Distribution, LoadReport, MEASURING, Sampled};
-
-use crate::say;
+use sidecar_tests::{
+    load::{Distribution, LoadReport, MEASURING, Sampled},
+    output::say,
+};
 
 /// How long to measure, for every kind of load.
 #[derive(Args, Clone)]

@@ -17,13 +17,13 @@ use rustix::{
         socket_with, sockopt,
     },
 };
+use sidecar_tests::output::tell;
 
 use crate::{
     http1::Response,
     poll::{Poll, TIMER},
     recorder::{Recorder, Timing},
     schedule::Schedule,
-    tell,
 };
 
 /// What is due when the time is over may still be answered so long.

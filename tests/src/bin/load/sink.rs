@@ -13,7 +13,8 @@ use rustix::{
     net::{RecvFlags, recv},
 };
 
-use crate::{poll::Poll, say};
+use crate::poll::Poll;
+use sidecar_tests::output::say;
 
 #[derive(Args)]
 pub struct Sink {

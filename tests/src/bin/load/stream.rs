@@ -12,11 +12,11 @@ use rustix::{
     io::Errno,
     net::{SendFlags, send},
 };
+use sidecar_tests::output::tell;
 
 use crate::{
     poll::Poll,
     recorder::{Recorder, Timing},
-    tell,
 };
 
 /// Writes between two looks at the clock.

@@ -7,12 +7,11 @@ use bytes::{Bytes, BytesMut};
 use clap::Args;
 use h2::{RecvStream, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Request, Response};
+use sidecar_tests::output::say;
 use tokio::{
     net::{TcpListener, TcpStream},
     task::LocalSet,
 };
-
-use crate::say;
 
 #[derive(Args)]
 pub struct Unary {

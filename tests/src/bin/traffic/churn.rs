@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Result;
 use clap::Args;
-use sidecar_tests::report::Board;
+use sidecar_tests::{output::say, report::Board};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -21,7 +21,7 @@ use tokio::{
     time::interval,
 };
 
-use crate::{account, connect, over_when_input_ends, say, watch};
+use crate::{account, connect, over_when_input_ends, watch};
 
 /// Question: ending (1 byte) and number (8 bytes); answer: the number's complement.
 const QUESTION_BYTES: usize = 9;

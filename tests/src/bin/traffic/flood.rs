@@ -9,9 +9,12 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Args;
 use serde::Serialize;
-use sidecar_tests::stream::{Checker, Direction, Stream};
+use sidecar_tests::{
+    output::{say, tell},
+    stream::{Checker, Direction, Stream},
+};
 
-use crate::{connect, how::writable_within, say, tell};
+use crate::{connect, how::writable_within};
 
 /// Both ends write and expect this stream.
 const SEED: u64 = 0xf100d;

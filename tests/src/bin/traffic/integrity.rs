@@ -13,6 +13,7 @@ use std::{
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use sidecar_tests::{
+    output::say,
     random::Random,
     report::Board,
     script::{Preamble, Style},
@@ -22,7 +23,7 @@ use crate::{
     account, blocking, connect,
     how::How,
     nonblocking::{self, Appetite},
-    say, watch,
+    watch,
 };
 
 #[derive(Args)]

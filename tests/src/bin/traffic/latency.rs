@@ -11,10 +11,11 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::Serialize;
+use sidecar_tests::output::{say, tell};
 
 use crate::{
     connect::{self, Patient},
-    over_when_input_ends, say, tell,
+    over_when_input_ends,
 };
 
 #[derive(Args)]

@@ -4,7 +4,7 @@
 //! with one line of JSON on standard output and exits 0 if it could do its part, whatever it found out.
 
 use std::{
-    io::{self, Write},
+    io,
     process::ExitCode,
     sync::{
         Arc,
@@ -16,8 +16,7 @@ use std::{
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use serde::Serialize;
-use sidecar_tests::report::Board;
+use sidecar_tests::{output, report::Board};
 
 mod blocking;
 mod churn;
@@ -108,25 +107,7 @@ fn main() -> ExitCode {
         Program::Keyed(program) => program.run(),
         Program::Relay(program) => program.run(),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("traffic: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Prints one line, at once: somebody may be waiting for it.
-fn say(line: impl std::fmt::Display) -> Result<()> {
-    let mut out = io::stdout().lock();
-    writeln!(out, "{line}")?;
-    Ok(out.flush()?)
-}
-
-/// Prints the account of a program as one line of JSON.
-fn tell(account: &impl Serialize) -> Result<()> {
-    say(serde_json::to_string(account)?)
+    output::end("traffic", result)
 }
 
 /// A flag that is set when standard input ends, if that is wanted.
@@ -158,5 +139,5 @@ fn watch(board: &Arc<Board>, limit: Duration) {
 fn account(board: &Board, started: Instant) -> Result<()> {
     let mut report = board.report();
     report.elapsed_seconds = started.elapsed().as_secs_f64();
-    tell(&report)
+    output::tell(&report)
 }

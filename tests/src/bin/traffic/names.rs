@@ -11,7 +11,8 @@ use clap::Args;
 use serde::Serialize;
 use socket2::{SockAddr, SockRef};
 
-use crate::{connect, say, tell};
+use crate::connect;
+use sidecar_tests::output::{say, tell};
 
 #[derive(Args)]
 pub struct Names {

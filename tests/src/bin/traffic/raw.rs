@@ -10,9 +10,12 @@ use std::{
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
-use sidecar_tests::stream::{Direction, Stream};
+use sidecar_tests::{
+    output::tell,
+    stream::{Direction, Stream},
+};
 
-use crate::{connect, tell};
+use crate::connect;
 
 /// Sends what comes on standard input, in one write unless it is to be slow.
 #[derive(Args)]

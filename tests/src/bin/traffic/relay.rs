@@ -9,7 +9,8 @@ use std::{
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
-use crate::{connect, say};
+use crate::connect;
+use sidecar_tests::output::say;
 
 #[derive(Args)]
 pub struct Relay {

@@ -10,7 +10,8 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use crate::{connect, say, tell};
+use crate::connect;
+use sidecar_tests::output::{say, tell};
 
 #[derive(Args)]
 pub struct Serve {

@@ -13,9 +13,12 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
-use sidecar_tests::stream::{Checker, Direction, Stream};
+use sidecar_tests::{
+    output::{say, tell},
+    stream::{Checker, Direction, Stream},
+};
 
-use crate::{connect, say, tell};
+use crate::connect;
 
 const SEED: u64 = 0x1_0000_0000;
 const WRAP_BYTES: u64 = 1 << 32;
