@@ -62,6 +62,8 @@ fn without_an_agent_steering_goes_on() {
         let mut agent = Agent::start(world)?;
         let a = Pod::enrolled(&agent, "a", &Settings::default())?;
         let b = Pod::enrolled(&agent, "b", &Settings::default())?;
+        // Else the sidecar leaves when the load is over, as it is alone then.
+        let _stays = a.serving("stays", &["echo", "--listen", &a.v4(7001).to_string()])?;
         let load = Load::start(&a, &b)?;
         agent.stop()?;
         thread::sleep(Duration::from_secs(3));

@@ -9,7 +9,7 @@ use super::row::{Bytes, Load, Row};
 pub const GROUP: usize = 4;
 
 /// Every row of a full run, in the order of the report.
-pub const FULL: [&str; 38] = [
+pub const FULL: [&str; 39] = [
     "tcp-1k-closed1",
     "tcp-1k-open16",
     "tcp-1k-max32",
@@ -33,6 +33,7 @@ pub const FULL: [&str; 38] = [
     "http-1k-newconn",
     "http-64b-max32",
     "http-16k-max32",
+    "http-64k-max32",
     "http-1m-max32",
     "http-mtls-1k-closed1",
     "http-mtls-1k-open16",
