@@ -118,7 +118,8 @@ impl Wire {
         }
     }
 
-    /// Sends a message, with descriptors beside its first byte. Not to be dropped half-way.
+    /// Sends a message, with descriptors beside its first byte. Not to be dropped half-way. To a peer that has gone it is
+    /// no error: what that said before, such as why it went, is still to be received, and after it comes the end.
     pub async fn send(
         &self,
         message: &impl Serialize,
@@ -138,8 +139,16 @@ impl Wire {
             }
             Ok::<_, WireError>(())
         };
-        timeout(PATIENCE, all).await.map_err(|_| WireError::Slow)?
+        match timeout(PATIENCE, all).await.map_err(|_| WireError::Slow)? {
+            Err(WireError::Io(error)) if has_gone(&error) => Ok(()),
+            sent => sent,
+        }
     }
+}
+
+fn has_gone(error: &io::Error) -> bool {
+    use io::ErrorKind as K;
+    matches!(error.kind(), K::BrokenPipe | K::ConnectionReset)
 }
 
 /// How many bytes came, and whether there were more descriptors than fit.
@@ -183,7 +192,7 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     use super::*;
-    use crate::enrol::message::{Listeners, Request};
+    use crate::enrol::message::{Listeners, Reply, Request};
 
     #[tokio::test]
     async fn descriptors_travel_with_their_message() {
@@ -212,6 +221,27 @@ mod tests {
             b.receive::<Request>().await,
             Err(WireError::Closed)
         ));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_before_the_question_is_heard() {
+        let reason = "not from there".to_owned();
+        // With and without something that the peer left unread.
+        for unread in [false, true] {
+            let (a, b) = UnixStream::pair().unwrap();
+            let (mut a, b) = (Wire::new(a, 0), Wire::new(b, 0));
+            if unread {
+                a.send(&Request::TakeOver, &[]).await.unwrap();
+            }
+            let refused = Reply::Refused {
+                reason: reason.clone(),
+            };
+            b.send(&refused, &[]).await.unwrap();
+            drop(b);
+            a.send(&Request::TakeOver, &[]).await.unwrap();
+            let (heard, _) = a.receive::<Reply>().await.unwrap();
+            assert_eq!(heard, refused);
+        }
     }
 
     #[tokio::test]
