@@ -431,8 +431,8 @@ mod tests {
 
     #[test]
     fn sixteen_kibibytes_are_not_large() {
-        assert!(!is_large(LARGE_BYTES));
-        assert!(is_large(LARGE_BYTES + 1));
+        assert!(!is_large(16 * 1024));
+        assert!(is_large(16 * 1024 + 1));
     }
 
     /// A large message from a proxy that asked to an application.

@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
-use sidecar_tests::world::{Settings, Workload, World};
+use sidecar_tests::world::{Settings, World};
 
 use crate::peers;
 
@@ -20,11 +20,9 @@ fn downloads(world: &World, bytes: usize, times: usize) -> Result<(u64, u64)> {
         get.extend(["-o", "/dev/null", &url]);
     }
     peers::curl(&a, &get)?.success()?;
-    let by = |path: &str| -> Result<u64> {
-        let of = |workload: &Workload<'_>| Ok(workload.metrics()?.kernel_bytes(path));
-        of(&a).and_then(|bytes| Ok(bytes + of(&b)?))
-    };
-    let (redirected, by_tcp) = (by("redirect")?, by("tcp")?);
+    let (client, server) = (a.metrics()?, b.metrics()?);
+    let by = |path| client.kernel_bytes(path) + server.kernel_bytes(path);
+    let (redirected, by_tcp) = (by("redirect"), by("tcp"));
     println!("{bytes} bytes {times} times: {redirected} redirected, {by_tcp} by TCP");
     Ok((redirected, by_tcp))
 }

@@ -40,19 +40,18 @@ pub(super) fn unseen(of_client: &TcpStream, of_upstream: &TcpStream) -> Option<E
 }
 
 pub(super) fn client(error: &io::Error) -> End {
-    let reason = match failure::reason(error) {
-        Some(reason) => reason,
-        None if vanished(error) => Reason::ClientLost,
-        None => Reason::ClientReset,
-    };
-    (reason.into(), Some(error.to_string()))
+    end(error, Reason::ClientLost, Reason::ClientReset)
 }
 
 pub(super) fn upstream(error: &io::Error) -> End {
+    end(error, Reason::UpstreamLost, Reason::UpstreamReset)
+}
+
+fn end(error: &io::Error, lost: Reason, reset: Reason) -> End {
     let reason = match failure::reason(error) {
         Some(reason) => reason,
-        None if vanished(error) => Reason::UpstreamLost,
-        None => Reason::UpstreamReset,
+        None if vanished(error) => lost,
+        None => reset,
     };
     (reason.into(), Some(error.to_string()))
 }

@@ -12,9 +12,9 @@ use rustix::{
     event::epoll::EventFlags,
     net::{RecvFlags, recv},
 };
+use sidecar_tests::output::say;
 
 use crate::poll::Poll;
-use sidecar_tests::output::say;
 
 #[derive(Args)]
 pub struct Sink {

@@ -9,10 +9,10 @@ use std::{
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
+use sidecar_tests::output::{say, tell};
 use socket2::{SockAddr, SockRef};
 
 use crate::connect;
-use sidecar_tests::output::{say, tell};
 
 #[derive(Args)]
 pub struct Names {

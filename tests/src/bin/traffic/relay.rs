@@ -8,9 +8,9 @@ use std::{
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use sidecar_tests::output::say;
 
 use crate::connect;
-use sidecar_tests::output::say;
 
 #[derive(Args)]
 pub struct Relay {
