@@ -29,8 +29,8 @@ pub const COUNTERS: &str = "COUNTERS";
 /// Events, of one sidecar's programs: a ring buffer has one reader.
 pub const EVENTS: &str = "EVENTS";
 
-/// What `relay_stub` calls: `relay_message`, or nothing.
-pub const RELAYS: &str = "RELAYS";
+/// What `msg_stub` calls: `msg_redirect`, or nothing.
+pub const MSG_PROGRAMS: &str = "MSG_PROGRAMS";
 /// Connections of the kubelet that are being made or exist.
 pub const PROBES: &str = "PROBES";
 /// How many of them found [`PROBES`] full.
@@ -51,26 +51,26 @@ pub const SHARED_MAPS: [&str; 16] = [
     DIRECTIONS,
     PROFILES,
     COUNTERS,
-    RELAYS,
+    MSG_PROGRAMS,
     PROBES,
     PROBES_LOST,
 ];
 
-pub const ACCEPT_CONNECT4: &str = "accept_connect4";
-pub const ACCEPT_CONNECT6: &str = "accept_connect6";
-pub const ACCEPT_SOCKET: &str = "accept_socket";
-pub const ACCEPT_LOOKUP: &str = "accept_lookup";
-pub const ORIGIN_PEERNAME4: &str = "origin_peername4";
-pub const ORIGIN_PEERNAME6: &str = "origin_peername6";
-pub const ORIGIN_GETSOCKOPT: &str = "origin_getsockopt";
-pub const ORIGIN_SETSOCKOPT: &str = "origin_setsockopt";
-pub const RELAY_SOCKOPS: &str = "relay_sockops";
-pub const RELAY_MESSAGE: &str = "relay_message";
-pub const RELAY_STUB: &str = "relay_stub";
-pub const PROBE_SOCKOPS: &str = "probe_sockops";
-pub const RECORD_SPLICE: &str = "record_splice";
+pub const CGROUP_CONNECT4: &str = "cgroup_connect4";
+pub const CGROUP_CONNECT6: &str = "cgroup_connect6";
+pub const SOCK_CREATE: &str = "sock_create";
+pub const LOOKUP_INBOUND: &str = "lookup_inbound";
+pub const GETPEERNAME4: &str = "getpeername4";
+pub const GETPEERNAME6: &str = "getpeername6";
+pub const CGROUP_GETSOCKOPT: &str = "cgroup_getsockopt";
+pub const CGROUP_SETSOCKOPT: &str = "cgroup_setsockopt";
+pub const WORKLOAD_SOCKOPS: &str = "workload_sockops";
+pub const MSG_REDIRECT: &str = "msg_redirect";
+pub const MSG_STUB: &str = "msg_stub";
+pub const KUBELET_SOCKOPS: &str = "kubelet_sockops";
+pub const TRACE_SPLICE: &str = "trace_splice";
 
 /// `static` in .rodata: offsets and switches.
 pub const TUNABLES: &str = "TUNABLES";
-/// `static` in .rodata of `accept_lookup`: whose inbound connections this instance steers.
+/// `static` in .rodata of `lookup_inbound`: whose inbound connections this instance steers.
 pub const LOOKUP_WORKLOAD: &str = "LOOKUP_WORKLOAD";

@@ -18,7 +18,7 @@ use sidecar_ebpf::decide::{self, Evidence};
 use crate::{
     context::{Socket, TUNABLES, TcpSocket, entry},
     maps::{DIRECTIONS, FLOWS, WORKLOADS},
-    relay::{BPF_F_INGRESS, SK_PASS, unread},
+    msg::{BPF_F_INGRESS, SK_PASS, unread},
 };
 
 /// Redirects the message past the proxies if that is proven safe. `first`: of the hop to the sender's own proxy.

@@ -3,15 +3,23 @@
 //!
 //! | program | hook | attached to |
 //! |---|---|---|
-//! | `accept_socket` | cgroup/sock_create | the workload's and the proxy's cgroup |
-//! | `accept_connect4`, `6` | cgroup/connect4, 6 | the workload's cgroup |
-//! | `accept_lookup` | sk_lookup | the workload's network namespace |
-//! | `origin_peername4`, `6` | cgroup/getpeername4, 6 | the workload's cgroup |
-//! | `origin_getsockopt`, `origin_setsockopt` | cgroup/getsockopt, setsockopt | the proxy's cgroup |
-//! | `relay_sockops` | sock_ops | the workload's and the proxy's cgroup |
-//! | `relay_stub` | sk_msg | the map `FLOWS`; calls `relay_message` |
-//! | `probe_sockops` | sock_ops | the kubelet's cgroup |
-//! | `record_splice` | tp_btf/tcp_rcv_space_adjust | the node, while redirect is on |
+//! | `sock_create` | cgroup/sock_create | the workload's and the proxy's cgroup |
+//! | `cgroup_connect4`, `6` | cgroup/connect4, 6 | the workload's cgroup |
+//! | `lookup_inbound` | sk_lookup | the workload's network namespace |
+//! | `getpeername4`, `6` | cgroup/getpeername4, 6 | the workload's cgroup |
+//! | `cgroup_getsockopt`, `cgroup_setsockopt` | cgroup/getsockopt, setsockopt | the proxy's cgroup |
+//! | `workload_sockops` | sock_ops | the workload's and the proxy's cgroup |
+//! | `msg_stub` | sk_msg | the map `FLOWS`; calls `msg_redirect` |
+//! | `kubelet_sockops` | sock_ops | the kubelet's cgroup |
+//! | `trace_splice` | tp_btf/tcp_rcv_space_adjust | the node, while redirect is on |
+//!
+//! # Layout
+//!
+//! - a file per hook: [`sock_create`], [`connect`], [`lookup`], [`getpeername`], [`sockopt`], [`sockops`], [`msg`], [`trace`];
+//!   [`kubelet`] is the second sock_ops program
+//! - [`pair`], who enters the SOCKHASH; [`join`], messages past the proxies
+//! - [`member`], who the current task belongs to; [`counters`], what is counted and told
+//! - [`maps`]; [`context`], the unsafe; [`sidecar_ebpf::decide`], pure decisions, tested on the host
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(
@@ -23,27 +31,35 @@
 )]
 
 #[cfg(target_arch = "bpf")]
-mod accept;
+mod connect;
 #[cfg(target_arch = "bpf")]
 mod context;
 #[cfg(target_arch = "bpf")]
+mod counters;
+#[cfg(target_arch = "bpf")]
+mod getpeername;
+#[cfg(target_arch = "bpf")]
 mod join;
+#[cfg(target_arch = "bpf")]
+mod kubelet;
+#[cfg(target_arch = "bpf")]
+mod lookup;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
-mod origin;
+mod member;
+#[cfg(target_arch = "bpf")]
+mod msg;
 #[cfg(target_arch = "bpf")]
 mod pair;
 #[cfg(target_arch = "bpf")]
-mod probe;
-#[cfg(target_arch = "bpf")]
-mod record;
-#[cfg(target_arch = "bpf")]
-mod relay;
+mod sock_create;
 #[cfg(target_arch = "bpf")]
 mod sockops;
 #[cfg(target_arch = "bpf")]
-mod stub;
+mod sockopt;
+#[cfg(target_arch = "bpf")]
+mod trace;
 
 /// The kernel accepts GPL-compatible programs only for most helpers; the project's own licences stay.
 #[cfg(target_arch = "bpf")]

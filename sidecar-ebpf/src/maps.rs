@@ -65,7 +65,7 @@ pub static COUNTERS: PerCpuArray<Counters, WORKLOAD_SLOTS> = PerCpuArray::new();
 pub static EVENTS: RingBuf<Event, { 256 * 1024 }> = RingBuf::new();
 
 #[btf_map]
-pub static RELAYS: ProgramArray<1> = ProgramArray::new();
+pub static MSG_PROGRAMS: ProgramArray<1> = ProgramArray::new();
 
 /// Keyed by the flow of the socket that will be accepted, with the cookie of the connecting one.
 #[btf_map]

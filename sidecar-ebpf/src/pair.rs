@@ -10,8 +10,8 @@ use sidecar_common::{
 
 use crate::{
     context::{Operation, Socket, entry, update},
+    counters::{count, event},
     maps::{DIRECTIONS, FLOWS, PROFILES},
-    record::{count, event},
 };
 
 const NOEXIST: u64 = 1;

@@ -13,11 +13,11 @@ use sidecar_common::{
 use sidecar_ebpf::decide;
 
 use crate::{
-    accept::port_rule,
+    connect::port_rule,
     context::{Ends, Operation, TUNABLES, TcpSocket, read, update},
+    counters::count,
     maps::{DIRECTIONS, LISTENING, PENDING, PROFILES, SOCKETS, WORKLOADS},
     pair,
-    record::count,
 };
 
 pub const TCP_CONNECT: u32 = 3;
@@ -33,7 +33,7 @@ const STATE_LISTEN: u32 = 10;
 const NOEXIST: u64 = 1;
 
 #[sock_ops]
-pub fn relay_sockops(ctx: SockOpsContext) -> u32 {
+pub fn workload_sockops(ctx: SockOpsContext) -> u32 {
     let _ = match ctx.op() {
         TCP_CONNECT => connecting(&ctx),
         ACTIVE_ESTABLISHED => connected(&ctx),

@@ -77,9 +77,9 @@ impl Links {
             false => &[&application_target, &proxy_target],
         };
         for target in both.iter().copied() {
-            let socket = in_cgroup::<CgroupSock>(bpf, names::ACCEPT_SOCKET, target)?;
+            let socket = in_cgroup::<CgroupSock>(bpf, names::SOCK_CREATE, target)?;
             links.lasting.push(socket);
-            let sockops = in_cgroup::<SockOps>(bpf, names::RELAY_SOCKOPS, target)?;
+            let sockops = in_cgroup::<SockOps>(bpf, names::WORKLOAD_SOCKOPS, target)?;
             links.lasting.push(sockops);
         }
         for name in ADDRESS_PROGRAMS {
@@ -90,7 +90,7 @@ impl Links {
         Ok(links)
     }
 
-    /// Attaches `accept_lookup`; `bpf` must have been loaded for this workload and namespace.
+    /// Attaches `lookup_inbound`; `bpf` must have been loaded for this workload and namespace.
     pub fn attach_lookup(
         &mut self,
         bpf: &mut Ebpf,
@@ -151,7 +151,7 @@ pub fn forget_proxy(directory: &Path, id: u64) {
 /// Has connections of the kubelet in `cgroup` known as its own, and pins that in `directory`.
 pub fn watch_probes(bpf: &mut Ebpf, cgroup: &Cgroup, directory: &Path) -> Result<(), AttachError> {
     let id = cgroup.id()?;
-    let (name, link) = in_cgroup::<SockOps>(bpf, names::PROBE_SOCKOPS, &Target::open(cgroup)?)?;
+    let (name, link) = in_cgroup::<SockOps>(bpf, names::KUBELET_SOCKOPS, &Target::open(cgroup)?)?;
     let pinned = link.pin(probes_pin(directory, id));
     pinned
         .map(drop)
@@ -170,25 +170,25 @@ pub fn watched_for_probes(directory: &Path) -> BTreeSet<u64> {
     let id = |entry: std::fs::DirEntry| {
         let name = entry.file_name();
         let (id, program) = name.to_str()?.strip_prefix("probes-")?.split_once('-')?;
-        (program == names::PROBE_SOCKOPS).then(|| id.parse().ok())?
+        (program == names::KUBELET_SOCKOPS).then(|| id.parse().ok())?
     };
     entries.filter_map(id).collect()
 }
 
 fn probes_pin(directory: &Path, id: u64) -> PathBuf {
-    directory.join(format!("probes-{id}-{}", names::PROBE_SOCKOPS))
+    directory.join(format!("probes-{id}-{}", names::KUBELET_SOCKOPS))
 }
 
 /// Attaches the tracepoint that sees `splice(2)`, for the whole node.
 pub fn watch_splice(bpf: &mut Ebpf) -> Result<FdLink, AttachError> {
-    on_tracepoint(bpf, names::RECORD_SPLICE, "tcp_rcv_space_adjust")
+    on_tracepoint(bpf, names::TRACE_SPLICE, "tcp_rcv_space_adjust")
 }
 
-/// Verifies every program of `bpf` but `accept_lookup` now, so that attaching does not wait for it.
+/// Verifies every program of `bpf` but `lookup_inbound` now, so that attaching does not wait for it.
 pub fn load_all(bpf: &mut Ebpf) -> Result<(), LoadError> {
-    load_as::<CgroupSock>(bpf, names::ACCEPT_SOCKET)?;
-    load_as::<SockOps>(bpf, names::RELAY_SOCKOPS)?;
-    load_as::<SockOps>(bpf, names::PROBE_SOCKOPS)?;
+    load_as::<CgroupSock>(bpf, names::SOCK_CREATE)?;
+    load_as::<SockOps>(bpf, names::WORKLOAD_SOCKOPS)?;
+    load_as::<SockOps>(bpf, names::KUBELET_SOCKOPS)?;
     for name in ADDRESS_PROGRAMS {
         load_as::<CgroupSockAddr>(bpf, name)?;
     }
@@ -200,15 +200,15 @@ pub fn load_all(bpf: &mut Ebpf) -> Result<(), LoadError> {
 
 /// Attached to the application's cgroup.
 const ADDRESS_PROGRAMS: [&str; 4] = [
-    names::ACCEPT_CONNECT4,
-    names::ACCEPT_CONNECT6,
-    names::ORIGIN_PEERNAME4,
-    names::ORIGIN_PEERNAME6,
+    names::CGROUP_CONNECT4,
+    names::CGROUP_CONNECT6,
+    names::GETPEERNAME4,
+    names::GETPEERNAME6,
 ];
 
 const PROXY_PROGRAMS: [(&str, u32); 2] = [
-    (names::ORIGIN_GETSOCKOPT, bpf::GETSOCKOPT),
-    (names::ORIGIN_SETSOCKOPT, bpf::SETSOCKOPT),
+    (names::CGROUP_GETSOCKOPT, bpf::GETSOCKOPT),
+    (names::CGROUP_SETSOCKOPT, bpf::SETSOCKOPT),
 ];
 
 fn proxy_pin(id: u64, name: &str) -> String {
@@ -243,7 +243,7 @@ macro_rules! cgroup_program {
 
 cgroup_program!(CgroupSock, CgroupSockAddr, SockOps);
 
-/// `origin_getsockopt` and its sibling are only loaded this way: aya's links of their type cannot be pinned.
+/// `cgroup_getsockopt` and its sibling are only loaded this way: aya's links of their type cannot be pinned.
 impl CgroupProgram for CgroupSockopt {
     fn load_once(&mut self) -> Result<(), ProgramError> {
         if self.fd().is_ok() {
@@ -303,7 +303,7 @@ fn in_namespace(
     bpf: &mut Ebpf,
     namespace: &Namespace,
 ) -> Result<(&'static str, FdLink), AttachError> {
-    let name = names::ACCEPT_LOOKUP;
+    let name = names::LOOKUP_INBOUND;
     let program: &mut SkLookup = program(bpf, name)?;
     program
         .load()

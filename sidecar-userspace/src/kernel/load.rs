@@ -72,7 +72,7 @@ fn brief(error: &ProgramError) -> String {
 
 /// Loads the object, once or several times.
 ///
-/// The maps are shared by the sidecars of a node; the programs are this one's own, because `accept_lookup`
+/// The maps are shared by the sidecars of a node; the programs are this one's own, because `lookup_inbound`
 /// carries whose it is in its constants.
 pub struct Loader(EbpfLoader<'static>);
 
@@ -104,7 +104,7 @@ impl Loader {
         Ok(Self(loader))
     }
 
-    /// The object for the workload in `slot`, whose inbound connections `accept_lookup` steers.
+    /// The object for the workload in `slot`, whose inbound connections `lookup_inbound` steers.
     pub fn load(&mut self, slot: u32) -> Result<Ebpf, LoadError> {
         let slot = SLOTS.get(slot as usize).unwrap_or(&NO_SLOT);
         self.0.override_global(names::LOOKUP_WORKLOAD, slot, true);
@@ -131,10 +131,10 @@ const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 static DEBUG: u8 = 4;
 static SILENT: u8 = 0;
 
-/// Attaches `relay_stub` to `FLOWS`, unless somebody has; the map keeps it for as long as it lives. Has it call our
-/// `relay_message`, if `ours` says so or it calls none.
+/// Attaches `msg_stub` to `FLOWS`, unless somebody has; the map keeps it for as long as it lives. Has it call our
+/// `msg_redirect`, if `ours` says so or it calls none.
 pub fn attach_relay(bpf: &mut Ebpf, pins: &Pins, ours: bool) -> Result<(), LoadError> {
-    let name = names::RELAY_STUB;
+    let name = names::MSG_STUB;
     let pin = pins.directory.join(name);
     if !pin.exists() {
         let map_error = |source| LoadError::Map {
@@ -164,14 +164,14 @@ pub fn attach_relay(bpf: &mut Ebpf, pins: &Pins, ours: bool) -> Result<(), LoadE
     Ok(())
 }
 
-/// The map in which `relay_stub` finds what it calls.
+/// The map in which `msg_stub` finds what it calls.
 pub fn relays(pins: &Pins) -> Result<OwnedFd, LoadError> {
-    bpf::pinned(&pins.directory.join(names::RELAYS)).map_err(LoadError::Relay)
+    bpf::pinned(&pins.directory.join(names::MSG_PROGRAMS)).map_err(LoadError::Relay)
 }
 
-/// Our `relay_message`, loaded.
+/// Our `msg_redirect`, loaded.
 pub fn relay(bpf: &mut Ebpf) -> Result<OwnedFd, LoadError> {
-    let name = names::RELAY_MESSAGE;
+    let name = names::MSG_REDIRECT;
     let refused = |source| LoadError::Program { name, source };
     let relay: &mut SkMsg = program(bpf, name)?;
     if relay.fd().is_err() {

@@ -96,7 +96,7 @@ impl Node {
 
     /// Whether the self-test has to run: it has not, since the machine started.
     pub fn is_unproven(&self) -> bool {
-        self.no_redirect.is_none() && !self.own.join(names::RECORD_SPLICE).exists()
+        self.no_redirect.is_none() && !self.own.join(names::TRACE_SPLICE).exists()
     }
 
     /// What came of the self-test: why redirect must stay off, or nothing.
@@ -106,7 +106,7 @@ impl Node {
             self.no_redirect = Some(why);
             return Ok(());
         }
-        let name = names::RECORD_SPLICE;
+        let name = names::TRACE_SPLICE;
         links::watch_splice(&mut self.bpf)?
             .pin(self.own.join(name))
             .map_err(|source| AttachError::Pin { name, source })?;
@@ -295,7 +295,7 @@ impl Node {
         if shared.workloads()?.is_empty() {
             drop((bpf, tables, held));
             // Their directory is removed with the rest.
-            for pin in [names::RECORD_SPLICE, names::EVENTS] {
+            for pin in [names::TRACE_SPLICE, names::EVENTS] {
                 let _ = fs::remove_file(own.join(pin));
             }
             shared.remove_if_unused()?;

@@ -3,11 +3,11 @@
 //! ```text
 //! <base>/v<ABI>-<hash of the maps>/     locked while it is changed
 //!     WORKLOADS …                       shared maps, by name
-//!     relay_stub                        the sk_msg program that is attached to FLOWS; what it calls is in RELAYS
+//!     msg_stub                        the sk_msg program that is attached to FLOWS; what it calls is in MSG_PROGRAMS
 //!     agent/                            locked by the node's agent for as long as that lives
-//!         EVENTS, record_splice         what outlives it beside the workloads
+//!         EVENTS, trace_splice         what outlives it beside the workloads
 //!         object-<hash>/                whose programs are attached
-//!         probes-<id>-probe_sockops     on the kubelet's cgroup
+//!         probes-<id>-kubelet_sockops     on the kubelet's cgroup
 //!     workloads/<slot>-<name>/          locked by its sidecar for as long as that lives; links, with fail rule `closed` only
 //!     workloads/<slot>-<name>@<id>/     of the pod with that cgroup: locked by the agent; links always
 //! ```

@@ -67,10 +67,10 @@ pub fn replace(bpf: &mut Ebpf, loader: &mut Loader, shared: &Pins) -> Result<usi
         tracepoint: None,
     };
     let agent = shared.directory.join(super::pins::AGENT);
-    let splice = agent.join(names::RECORD_SPLICE);
+    let splice = agent.join(names::TRACE_SPLICE);
     if splice.exists() {
         // It cannot be updated: both are attached for a moment, and say the same.
-        let new = agent.join(format!("new-{}", names::RECORD_SPLICE));
+        let new = agent.join(format!("new-{}", names::TRACE_SPLICE));
         let _ = fs::remove_file(&new);
         let failed = |error: String| UpgradeError::Tracepoint(error);
         let link = links::watch_splice(bpf).map_err(|error| failed(error.to_string()))?;
@@ -84,7 +84,7 @@ pub fn replace(bpf: &mut Ebpf, loader: &mut Loader, shared: &Pins) -> Result<usi
     for found in shared.workloads()?.iter().filter(|w| w.pod.is_some()) {
         let mut lookup = None;
         for pin in link_pins(&found.directory) {
-            if program_name(&pin) != Some(names::ACCEPT_LOOKUP) {
+            if program_name(&pin) != Some(names::LOOKUP_INBOUND) {
                 done.replace(bpf, pin)?;
                 continue;
             }
@@ -116,7 +116,7 @@ impl Done {
     fn replace(&mut self, bpf: &mut Ebpf, pin: PathBuf) -> Result<(), UpgradeError> {
         let name = program_name(&pin).map(str::to_owned);
         let new = match name.as_deref() {
-            Some(names::ACCEPT_LOOKUP) => Some(lookup(bpf)?),
+            Some(names::LOOKUP_INBOUND) => Some(lookup(bpf)?),
             Some(name) => loaded(bpf, name),
             None => None,
         };
@@ -143,7 +143,7 @@ impl Done {
     }
 
     fn replace_relay(&mut self, bpf: &mut Ebpf, shared: &Pins) -> Result<(), UpgradeError> {
-        if !shared.directory.join(names::RELAY_STUB).exists() {
+        if !shared.directory.join(names::MSG_STUB).exists() {
             // Nothing is redirected here.
             return Ok(());
         }
@@ -175,7 +175,7 @@ impl Done {
         if let Some((relays, _, new)) = &self.relay {
             let is = bpf::program_in(relays, 0).map_err(UpgradeError::Relay)?;
             if is != Some(bpf::program_id(new).map_err(UpgradeError::Relay)?) {
-                return Err(UpgradeError::Unverified(PathBuf::from(names::RELAYS)));
+                return Err(UpgradeError::Unverified(PathBuf::from(names::MSG_PROGRAMS)));
             }
         }
         Ok(())
@@ -218,7 +218,7 @@ fn link_pins(directory: &Path) -> Vec<PathBuf> {
     let mut pins: Vec<_> = entries
         .map(|entry| entry.path())
         .filter(|path| path.is_file() && program_name(path).is_some())
-        .filter(|path| program_name(path) != Some(names::RECORD_SPLICE))
+        .filter(|path| program_name(path) != Some(names::TRACE_SPLICE))
         .collect();
     pins.sort();
     pins
@@ -236,7 +236,7 @@ fn loaded(bpf: &Ebpf, name: &str) -> Option<OwnedFd> {
 }
 
 fn lookup(bpf: &mut Ebpf) -> Result<OwnedFd, LoadError> {
-    let name = names::ACCEPT_LOOKUP;
+    let name = names::LOOKUP_INBOUND;
     let refused = |source| LoadError::Program { name, source };
     let program: &mut SkLookup = load::program(bpf, name)?;
     if program.fd().is_err() {

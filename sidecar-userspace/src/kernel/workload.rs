@@ -49,7 +49,7 @@ pub struct Listening<'a> {
 /// Programs to attach.
 pub struct Programs<'a> {
     pub shared: &'a mut Ebpf,
-    /// An object of its own for `accept_lookup`, which carries in its constants whose it is; `None`: the shared one was
+    /// An object of its own for `lookup_inbound`, which carries in its constants whose it is; `None`: the shared one was
     /// loaded for this workload.
     pub lookup: Option<&'a mut Ebpf>,
 }

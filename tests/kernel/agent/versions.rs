@@ -53,7 +53,7 @@ fn links(layout: &std::path::Path) -> Vec<PathBuf> {
     let mut pins = leaks::pins(layout);
     pins.retain(|pin| {
         let name = pin.file_name().and_then(|name| name.to_str());
-        name.is_some_and(|name| name.contains('-') || name == "record_splice")
+        name.is_some_and(|name| name.contains('-') || name == "trace_splice")
     });
     pins
 }
@@ -76,7 +76,7 @@ fn upgraded_again_and_again_under_load() {
         // Else the sidecar leaves when the load is over, as it is alone then.
         let _stays = a.serving("stays", &["echo", "--listen", &a.v4(7001).to_string()])?;
         let layout = layouts(world)?.pop().context("no directory")?;
-        let relays = layout.join("RELAYS");
+        let relays = layout.join("MSG_PROGRAMS");
         let pins = leaks::pins(world.bpffs().as_path());
         let mut former = attached(&layout)?;
         let mut relay = leaks::called_by(&relays)?;
@@ -153,14 +153,14 @@ fn an_upgrade_that_fails_changes_nothing() {
         let b = Pod::enrolled(&agent, "b", &Settings::default())?;
         let load = Load::start(&a, &b)?;
         let layout = layouts(world)?.pop().context("no directory")?;
-        let relays = layout.join("RELAYS");
+        let relays = layout.join("MSG_PROGRAMS");
         let (former, relay) = (attached(&layout)?, leaks::called_by(&relays)?);
         agent.stop()?;
         // A link under the name of another program, the last one that is looked at.
         let last = links(&layout.join("workloads")).into_iter().max();
         let last = last.context("no link")?;
         let directory = last.parent().context("no directory")?;
-        let misnamed = directory.join("zz-accept_connect4");
+        let misnamed = directory.join("zz-cgroup_connect4");
         fs::rename(&last, &misnamed)?;
         let mut refused = agent.launch_expecting_failure(&with_another_object(world, 1)?)?;
         ensure!(

@@ -1,12 +1,8 @@
-//! Step origin: the application sees the peer that it asked for, or that called it; any proxy learns the
-//! original destination as it would from the kernel's own NAT.
+//! cgroup/getsockopt and setsockopt: any proxy learns the original destination as it would from the kernel's own NAT; ours
+//! asks and says more of its own sockets.
 
-use aya_ebpf::{
-    macros::{cgroup_sock_addr, cgroup_sockopt},
-    programs::{SockAddrContext, SockoptContext},
-};
+use aya_ebpf::{macros::cgroup_sockopt, programs::SockoptContext};
 use sidecar_common::{
-    address::Address,
     layout::{
         SOCKET_OPTION_CLAIM_PEER, SOCKET_OPTION_FLOW, SOCKET_OPTION_JOIN,
         SOCKET_OPTION_JOINED_BYTES, SOCKET_OPTION_LEVEL, SOCKET_OPTION_ROOM, SOCKET_OPTION_SETTLE,
@@ -15,10 +11,10 @@ use sidecar_common::{
 };
 
 use crate::{
-    context::{SocketOption, UserAddress, address_from, flow_bytes, flow_from, read},
+    context::{SocketOption, address_from, flow_bytes, flow_from, read},
     join,
     maps::{DIRECTIONS, SOCKETS},
-    relay,
+    msg,
 };
 
 const ALLOW: i32 = 1;
@@ -29,32 +25,8 @@ const SO_ORIGINAL_DST: i32 = 80;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
-#[cgroup_sock_addr(getpeername4)]
-pub fn origin_peername4(ctx: SockAddrContext) -> i32 {
-    if let Some(peer) = shown_peer(&ctx)
-        && peer.ip.is_v4()
-    {
-        ctx.set_address4(peer);
-    }
-    ALLOW
-}
-
-#[cgroup_sock_addr(getpeername6)]
-pub fn origin_peername6(ctx: SockAddrContext) -> i32 {
-    if let Some(peer) = shown_peer(&ctx) {
-        ctx.set_address6(peer);
-    }
-    ALLOW
-}
-
-#[inline(always)]
-fn shown_peer(ctx: &SockAddrContext) -> Option<Address> {
-    let peer = SOCKETS.get(ctx.socket()?)?.shown_peer;
-    peer.is_some().then_some(peer)
-}
-
 #[cgroup_sockopt(getsockopt)]
-pub fn origin_getsockopt(ctx: SockoptContext) -> i32 {
+pub fn cgroup_getsockopt(ctx: SockoptContext) -> i32 {
     let _ = try_getsockopt(&ctx);
     ALLOW
 }
@@ -116,7 +88,7 @@ fn answer_proxy(ctx: &SockoptContext, name: i32) -> Option<()> {
     }
     match name {
         SOCKET_OPTION_ROOM => {
-            *ctx.value::<4>()? = relay::room(socket.state(), state).to_ne_bytes();
+            *ctx.value::<4>()? = msg::room(socket.state(), state).to_ne_bytes();
             ctx.answered(4);
         }
         SOCKET_OPTION_FLOW if state.is(SocketState::IN_MAP) => {
@@ -147,7 +119,7 @@ fn put<const N: usize, const M: usize>(value: &mut [u8; N], at: usize, bytes: [u
 }
 
 #[cgroup_sockopt(setsockopt)]
-pub fn origin_setsockopt(ctx: SockoptContext) -> i32 {
+pub fn cgroup_setsockopt(ctx: SockoptContext) -> i32 {
     let _ = try_setsockopt(&ctx);
     ALLOW
 }

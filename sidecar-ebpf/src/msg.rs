@@ -1,5 +1,8 @@
-//! Step relay: a message goes straight into the receive queue of the other end, if there is proof that it
-//! overtakes nothing and that the queue stays bounded; else it takes TCP.
+//! sk_msg: a message goes straight into the receive queue of the other end, if there is proof that it overtakes nothing and
+//! that the queue stays bounded; else it takes TCP.
+//!
+//! A socket keeps the program that the map had when it entered it, so that another one attached there would reach no
+//! connection that exists. So what is attached is a stub that never changes; what it calls does.
 
 use aya_ebpf::{macros::sk_msg, programs::SkMsgContext};
 use sidecar_common::{
@@ -12,20 +15,27 @@ use sidecar_common::{
 use sidecar_ebpf::decide::{self, Evidence, Room};
 
 use crate::{
-    context::{Socket, TUNABLES, TcpSocket, entry, read, sender},
+    context::{Socket, TUNABLES, TcpSocket, entry, read, sender, tail_call},
+    counters::count,
     join,
-    maps::{DIRECTIONS, FLOWS, PENDING, SOCKETS, WORKLOADS},
-    record::count,
+    maps::{DIRECTIONS, FLOWS, MSG_PROGRAMS, PENDING, SOCKETS, WORKLOADS},
 };
 
 /// What is not redirected takes TCP.
 pub const SK_PASS: u32 = 1;
 pub const BPF_F_INGRESS: u64 = 1;
 
+/// Where nothing is to be called, after `sidecar agent uninstall`, messages take TCP.
+#[sk_msg]
+pub fn msg_stub(ctx: SkMsgContext) -> u32 {
+    tail_call(&ctx, &MSG_PROGRAMS);
+    SK_PASS
+}
+
 /// Always passes. Refusing is no way to make a sender wait: the kernel keeps a refusal for all that follows on the
 /// socket (`psock->eval` stays in net/ipv4/tcp_bpf.c).
 #[sk_msg]
-pub fn relay_message(ctx: SkMsgContext) -> u32 {
+pub fn msg_redirect(ctx: SkMsgContext) -> u32 {
     let Some(socket) = sender(&ctx) else {
         return SK_PASS;
     };

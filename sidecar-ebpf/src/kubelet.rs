@@ -12,7 +12,7 @@ use crate::{
 
 /// For the kubelet's own cgroup: notes its connections before the first packet of each, until they close.
 #[sock_ops]
-pub fn probe_sockops(ctx: SockOpsContext) -> u32 {
+pub fn kubelet_sockops(ctx: SockOpsContext) -> u32 {
     let _ = match ctx.op() {
         TCP_CONNECT => connecting(&ctx),
         STATE if ctx.arg(1) == TCP_CLOSE => closed(&ctx),

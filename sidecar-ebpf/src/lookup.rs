@@ -1,0 +1,83 @@
+//! sk_lookup: connections from elsewhere are handed to the proxy.
+
+use aya_ebpf::{Global, macros::sk_lookup, programs::SkLookupContext};
+use sidecar_common::{
+    address::Address,
+    flow::FlowKey,
+    origin::Pending,
+    record::{Counter, EVENT_INBOUND_REFUSED},
+    settings::{INBOUND, ListeningKey, Workload},
+};
+use sidecar_ebpf::decide;
+
+use crate::{
+    connect::port_rule,
+    context::packet,
+    counters::{count, event},
+    kubelet::is_probe,
+    maps::{LISTENERS, LISTENING, PENDING, WORKLOADS},
+    sock_create::TCP,
+};
+
+const SK_DROP: u32 = 0;
+const SK_PASS: u32 = 1;
+
+/// Whose inbound connections this instance of `lookup` steers: sk_lookup programs know no cgroup.
+#[unsafe(no_mangle)]
+static LOOKUP_WORKLOAD: Global<u32> = Global::new(0);
+
+/// Hands new connections for the workload's ports to the proxy's inbound listener. Addresses stay as they are.
+#[sk_lookup]
+pub fn lookup_inbound(ctx: SkLookupContext) -> u32 {
+    try_lookup(&ctx).unwrap_or(SK_PASS)
+}
+
+#[inline(always)]
+fn try_lookup(ctx: &SkLookupContext) -> Option<u32> {
+    let (protocol, local, remote) = packet(ctx);
+    if protocol != TCP {
+        return None;
+    }
+    mark_local(local, remote);
+    let id = LOOKUP_WORKLOAD.load();
+    let workload: &Workload = WORKLOADS.get(id)?;
+    let listening = ListeningKey {
+        netns: workload.netns,
+        workload: id,
+        port: local.port as u32,
+    };
+    let listening = LISTENING.get_ptr(&listening).is_some();
+    let rule = port_rule(id, INBOUND, local.port);
+    if !decide::capture(workload, local.ip, remote.ip, listening, rule) {
+        return None;
+    }
+    if is_probe(local, remote) {
+        count(id, Counter::Probe, 1);
+        return Some(SK_PASS);
+    }
+    if LISTENERS.redirect_sk_lookup(ctx, id, 0).is_ok() {
+        count(id, Counter::Inbound, 1);
+        Some(SK_PASS)
+    } else if decide::fail_closed(workload) {
+        count(id, Counter::InboundRefused, 1);
+        event(EVENT_INBOUND_REFUSED, id, 0, local);
+        Some(SK_DROP)
+    } else {
+        count(id, Counter::InboundBypassed, 1);
+        Some(SK_PASS)
+    }
+}
+
+/// A connecting socket of this node finds here, before it is established, that its other end is on this node
+/// too: only then does it belong into the SOCKHASH.
+#[inline(always)]
+fn mark_local(local: Address, remote: Address) {
+    let key = FlowKey {
+        netns: 0,
+        local,
+        remote,
+    };
+    if let Some(pending) = PENDING.get_ptr_mut(&key) {
+        crate::context::update(pending, |p: &mut Pending| p.flags |= Pending::LOCAL);
+    }
+}

@@ -1,0 +1,58 @@
+//! cgroup/sock_create: marks every TCP socket of a workload at its birth, so that later hooks, which know no cgroup, know
+//! whose it is.
+
+use aya_ebpf::{macros::cgroup_sock, programs::SockContext};
+use sidecar_common::{origin::SocketState, settings::ROLE_PROXY};
+
+use crate::{
+    context::{AF_INET, AF_INET6, created},
+    maps::SOCKETS,
+    member::member_of_current,
+};
+
+const ALLOW: i32 = 1;
+
+pub const SOCK_STREAM: u32 = 1;
+pub const TCP: u32 = 6;
+pub const MPTCP: u32 = 262;
+
+/// Marks every TCP socket of a workload at its birth, so that later hooks, which know no cgroup, know whose it is.
+#[cgroup_sock(sock_create)]
+pub fn sock_create(ctx: SockContext) -> i32 {
+    let _ = try_socket(&ctx);
+    ALLOW
+}
+
+#[inline(always)]
+fn try_socket(ctx: &SockContext) -> Option<()> {
+    let (socket, family, kind, protocol) = created(ctx)?;
+    if kind != SOCK_STREAM
+        || (family != AF_INET && family != AF_INET6)
+        || (protocol != TCP && protocol != MPTCP)
+    {
+        return None;
+    }
+    let mut state = newborn(protocol)?;
+    SOCKETS.get_or_insert(socket, &mut state).map(|_| ())
+}
+
+/// The state of a socket that the current task creates; `None` if the task belongs to no workload.
+#[inline(always)]
+pub fn newborn(protocol: u32) -> Option<SocketState> {
+    let member = member_of_current()?;
+    let role = if member.role == ROLE_PROXY {
+        SocketState::PROXY
+    } else {
+        0
+    };
+    let multipath = if protocol == MPTCP {
+        SocketState::MULTIPATH
+    } else {
+        0
+    };
+    Some(SocketState {
+        workload: member.workload,
+        flags: role | multipath,
+        ..SocketState::default()
+    })
+}
