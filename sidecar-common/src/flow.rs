@@ -37,11 +37,11 @@ impl FlowKey {
 }
 
 /// One direction of a flow, keyed by its receiver. The receiver writes it once, when it enters the map; from then
-/// on only the sender does, under its own socket's lock, and whoever is joined to it (see [`Direction::next`]), which
+/// on only the sender does, under its own socket's lock, and whoever is joined to it (see [`HalfFlow::next`]), which
 /// never has anything to send while the sender has.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Direction {
+pub struct HalfFlow {
     /// Socket cookie of the receiver: two sockets with one key cannot mix.
     pub receiver: u64,
     /// Where the receiver's `tcp_sock` is, for reading how far it has read. Only the kernel half has a use for it.
@@ -66,7 +66,7 @@ pub struct Direction {
     pub flags: u32,
 }
 
-impl Direction {
+impl HalfFlow {
     /// The receiver is a proxy, which reads until nothing is left, whichever queue it comes from.
     pub const TO_PROXY: u32 = 1;
     /// The receiver is an application, and the sender asks for room before it writes: all it writes is redirected.
@@ -77,14 +77,14 @@ impl Direction {
     pub const SETTLED: u32 = 8;
 }
 
-const _: () = assert!(size_of::<FlowKey>() == 48 && size_of::<Direction>() == 112);
+const _: () = assert!(size_of::<FlowKey>() == 48 && size_of::<HalfFlow>() == 112);
 
 #[cfg(feature = "user")]
 mod user {
     // SAFETY: repr(C), no padding, any bytes are a value.
     unsafe impl aya::Pod for super::FlowKey {}
     // SAFETY: repr(C), padded by hand, any bytes are a value.
-    unsafe impl aya::Pod for super::Direction {}
+    unsafe impl aya::Pod for super::HalfFlow {}
 }
 
 #[cfg(test)]

@@ -9,13 +9,13 @@ pub const SOCKET_OPTION_LEVEL: i32 = 0x5ca7;
 /// `setsockopt` before `connect`: the client address that the accepting application shall see; value
 /// [`crate::address::Address`].
 pub const SOCKET_OPTION_CLAIM_PEER: i32 = 1;
-/// `getsockopt` before a write: how many bytes may be written now, a `u32`. [`ROOM_TCP`]: as many as TCP takes; 0: none
+/// `getsockopt` before a write: how many bytes may be written now, a `u32`. [`SEND_WINDOW_TCP`]: as many as TCP takes; 0: none
 /// until the reader has read, ask again.
-pub const SOCKET_OPTION_ROOM: i32 = 2;
-/// See [`SOCKET_OPTION_ROOM`]: the other end is not accepted yet, ask again at once.
-pub const ROOM_UNDECIDED: u32 = u32::MAX - 1;
-/// See [`SOCKET_OPTION_ROOM`].
-pub const ROOM_TCP: u32 = u32::MAX;
+pub const SOCKET_OPTION_SEND_WINDOW: i32 = 2;
+/// See [`SOCKET_OPTION_SEND_WINDOW`]: the other end is not accepted yet, ask again at once.
+pub const SEND_WINDOW_UNDECIDED: u32 = u32::MAX - 1;
+/// See [`SOCKET_OPTION_SEND_WINDOW`].
+pub const SEND_WINDOW_TCP: u32 = u32::MAX;
 /// `getsockopt`: the socket's [`crate::flow::FlowKey`], if it is in the SOCKHASH.
 pub const SOCKET_OPTION_FLOW: i32 = 3;
 /// `setsockopt` on one of two sockets between which the proxy relays every byte unchanged, both ways; value the other one's

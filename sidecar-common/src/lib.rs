@@ -4,9 +4,9 @@
 //! # Layout
 //!
 //! - [`address`]: IP addresses and ports, IPv4 as v4-mapped IPv6
-//! - [`origin`]: what the kernel remembers of a socket, and what it hands from one end of a connection to the other
+//! - [`socket_state`]: what the kernel remembers of a socket, and what it hands from one end of a connection to the other
 //! - [`flow`]: keys and evidence of redirected flows
-//! - [`settings`]: workloads, cgroups, exclusions, tunables
+//! - [`settings`]: workloads, cgroups, exclusions, constants
 //! - [`record`]: counters and events
 //! - [`names`]: names of maps and programs
 //! - [`layout`]: the ABI version
@@ -17,6 +17,6 @@ pub mod address;
 pub mod flow;
 pub mod layout;
 pub mod names;
-pub mod origin;
 pub mod record;
 pub mod settings;
+pub mod socket_state;

@@ -17,11 +17,11 @@ pub const LISTENERS: &str = "LISTENERS";
 /// Socket storage.
 pub const SOCKETS: &str = "SOCKETS";
 /// What connecting ends leave for accepting ends.
-pub const PENDING: &str = "PENDING";
+pub const HANDOVERS: &str = "HANDOVERS";
 /// Sockets whose both ends are on this node.
 pub const FLOWS: &str = "FLOWS";
 /// Evidence by receiver.
-pub const DIRECTIONS: &str = "DIRECTIONS";
+pub const HALF_FLOWS: &str = "HALF_FLOWS";
 /// How redirect fares by port.
 pub const PROFILES: &str = "PROFILES";
 /// Counters by workload, per CPU.
@@ -32,9 +32,9 @@ pub const EVENTS: &str = "EVENTS";
 /// What `msg_stub` calls: `msg_redirect`, or nothing.
 pub const MSG_PROGRAMS: &str = "MSG_PROGRAMS";
 /// Connections of the kubelet that are being made or exist.
-pub const PROBES: &str = "PROBES";
-/// How many of them found [`PROBES`] full.
-pub const PROBES_LOST: &str = "PROBES_LOST";
+pub const KUBELET_CONNECTIONS: &str = "KUBELET_CONNECTIONS";
+/// How many of them found [`KUBELET_CONNECTIONS`] full.
+pub const KUBELET_CONNECTIONS_LOST: &str = "KUBELET_CONNECTIONS_LOST";
 
 /// Maps that every sidecar on the node shares, pinned by name.
 pub const SHARED_MAPS: [&str; 16] = [
@@ -46,14 +46,14 @@ pub const SHARED_MAPS: [&str; 16] = [
     LISTENING,
     LISTENERS,
     SOCKETS,
-    PENDING,
+    HANDOVERS,
     FLOWS,
-    DIRECTIONS,
+    HALF_FLOWS,
     PROFILES,
     COUNTERS,
     MSG_PROGRAMS,
-    PROBES,
-    PROBES_LOST,
+    KUBELET_CONNECTIONS,
+    KUBELET_CONNECTIONS_LOST,
 ];
 
 pub const CGROUP_CONNECT4: &str = "cgroup_connect4";
@@ -71,6 +71,6 @@ pub const KUBELET_SOCKOPS: &str = "kubelet_sockops";
 pub const TRACE_SPLICE: &str = "trace_splice";
 
 /// `static` in .rodata: offsets and switches.
-pub const TUNABLES: &str = "TUNABLES";
+pub const LOAD_CONSTANTS: &str = "LOAD_CONSTANTS";
 /// `static` in .rodata of `lookup_inbound`: whose inbound connections this instance steers.
 pub const LOOKUP_WORKLOAD: &str = "LOOKUP_WORKLOAD";

@@ -15,7 +15,7 @@ pub enum Counter {
     /// Inbound connection handed to the proxy.
     Inbound,
     /// Inbound connection let through: the kubelet probes.
-    Probe,
+    KubeletProbe,
     /// Inbound connection refused: no proxy listens and the workload fails closed.
     InboundRefused,
     /// Inbound connection let through: no proxy listens and the workload fails open.
@@ -33,29 +33,29 @@ pub enum Counter {
     /// Of those, how many went past the proxies, to the application at the other end.
     Joined,
     /// Message left to TCP: earlier bytes are not proven read.
-    PassedOrder,
+    FallbackOrder,
     /// Message left to TCP: credit used up.
-    PassedCredit,
+    FallbackCredit,
     /// Message left to TCP: large ones gain nothing.
-    PassedBulk,
+    FallbackBulk,
     /// Message left to TCP: its receiver is an application, and the sender does not ask for room.
-    PassedApplication,
+    FallbackApplication,
     /// Message left to TCP: its receiver is an application that blocks in its reads.
-    PassedBlocking,
+    FallbackBlocking,
     /// Message left to TCP: one end encrypts in the kernel, or has another protocol on top of TCP.
-    PassedUlp,
+    FallbackUlp,
     /// The proxy was told to wait until the application has read.
     HeldBack,
     /// Message left to TCP: the other end is not in the SOCKHASH.
-    PassedNoPeer,
+    FallbackNoPeer,
     /// Message left to TCP: the receiving workload reads with splice.
-    PassedSplice,
+    FallbackSplice,
     /// Message left to TCP: the socket is closing.
-    PassedClosing,
+    FallbackClosing,
     /// Message left to TCP: switched off for the workload or the node.
-    PassedOff,
+    FallbackOff,
     /// Message left to TCP: redirect helper refused.
-    PassedMiss,
+    FallbackMiss,
     /// Bytes redirected.
     RedirectedBytes,
     /// Bytes of inserted sockets left to TCP.
@@ -74,7 +74,7 @@ impl Counter {
         Self::Excluded,
         Self::Loopback,
         Self::Inbound,
-        Self::Probe,
+        Self::KubeletProbe,
         Self::InboundRefused,
         Self::InboundBypassed,
         Self::Origin,
@@ -83,18 +83,18 @@ impl Counter {
         Self::Unprofitable,
         Self::Redirected,
         Self::Joined,
-        Self::PassedOrder,
-        Self::PassedCredit,
-        Self::PassedBulk,
-        Self::PassedApplication,
-        Self::PassedBlocking,
-        Self::PassedUlp,
+        Self::FallbackOrder,
+        Self::FallbackCredit,
+        Self::FallbackBulk,
+        Self::FallbackApplication,
+        Self::FallbackBlocking,
+        Self::FallbackUlp,
         Self::HeldBack,
-        Self::PassedNoPeer,
-        Self::PassedSplice,
-        Self::PassedClosing,
-        Self::PassedOff,
-        Self::PassedMiss,
+        Self::FallbackNoPeer,
+        Self::FallbackSplice,
+        Self::FallbackClosing,
+        Self::FallbackOff,
+        Self::FallbackMiss,
         Self::RedirectedBytes,
         Self::TcpBytes,
         Self::Splice,
@@ -108,7 +108,7 @@ impl Counter {
             Self::Excluded => "excluded",
             Self::Loopback => "loopback",
             Self::Inbound => "inbound",
-            Self::Probe => "probe",
+            Self::KubeletProbe => "kubelet_probe",
             Self::InboundRefused => "inbound_refused",
             Self::InboundBypassed => "inbound_bypassed",
             Self::Origin => "origin",
@@ -117,18 +117,18 @@ impl Counter {
             Self::Unprofitable => "unprofitable",
             Self::Redirected => "redirected",
             Self::Joined => "joined",
-            Self::PassedOrder => "passed_order",
-            Self::PassedCredit => "passed_credit",
-            Self::PassedBulk => "passed_bulk",
-            Self::PassedApplication => "passed_application",
-            Self::PassedBlocking => "passed_blocking",
-            Self::PassedUlp => "passed_ulp",
+            Self::FallbackOrder => "fallback_order",
+            Self::FallbackCredit => "fallback_credit",
+            Self::FallbackBulk => "fallback_bulk",
+            Self::FallbackApplication => "fallback_application",
+            Self::FallbackBlocking => "fallback_blocking",
+            Self::FallbackUlp => "fallback_ulp",
             Self::HeldBack => "held_back",
-            Self::PassedNoPeer => "passed_no_peer",
-            Self::PassedSplice => "passed_splice",
-            Self::PassedClosing => "passed_closing",
-            Self::PassedOff => "passed_off",
-            Self::PassedMiss => "passed_miss",
+            Self::FallbackNoPeer => "fallback_no_peer",
+            Self::FallbackSplice => "fallback_splice",
+            Self::FallbackClosing => "fallback_closing",
+            Self::FallbackOff => "fallback_off",
+            Self::FallbackMiss => "fallback_miss",
             Self::RedirectedBytes => "redirect",
             Self::TcpBytes => "tcp",
             Self::Splice => "splice",

@@ -1,4 +1,4 @@
-//! What userspace tells the kernel half: workloads, their cgroups and listeners, exclusions, tunables.
+//! What userspace tells the kernel half: workloads, their cgroups and listeners, exclusions, constants.
 
 use crate::address::Ip;
 
@@ -8,7 +8,7 @@ pub const MAX_WORKLOADS: u32 = 4096;
 pub const MAX_FLOWS: u32 = 65_536;
 
 /// Connections of the kubelet at once at most.
-pub const MAX_PROBES: u32 = 16_384;
+pub const MAX_KUBELET_CONNECTIONS: u32 = 16_384;
 
 /// A cgroup that belongs to a workload.
 #[repr(C)]
@@ -120,7 +120,7 @@ pub const NAIVE_JOIN: u32 = 2;
 /// Offsets into the running kernel's structures, from its BTF; and switches fixed at load.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Tunables {
+pub struct LoadConstants {
     /// `tcp_sock.copied_seq`
     pub copied_seq: u32,
     /// `tcp_sock.write_seq`
@@ -156,7 +156,7 @@ const _: () = assert!(
         && size_of::<PortKey>() == 8
 );
 const _: () = assert!(
-    size_of::<ListeningKey>() == 16 && size_of::<Tunables>() == 52 && size_of::<Cgroup>() == 8
+    size_of::<ListeningKey>() == 16 && size_of::<LoadConstants>() == 52 && size_of::<Cgroup>() == 8
 );
 
 #[cfg(feature = "user")]
@@ -174,5 +174,5 @@ mod user {
     // SAFETY: as above.
     unsafe impl aya::Pod for super::ListeningKey {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for super::Tunables {}
+    unsafe impl aya::Pod for super::LoadConstants {}
 }

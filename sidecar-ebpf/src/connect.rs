@@ -4,9 +4,9 @@ use aya_ebpf::{btf_maps::lpm_trie::Key, macros::cgroup_sock_addr, programs::Sock
 use aya_log_ebpf::debug;
 use sidecar_common::{
     address::{Address, Ip},
-    origin::SocketState,
     record::{Counter, EVENT_EGRESS_DENIED},
     settings::{CidrTarget, DenyTarget, OUTBOUND, PortKey},
+    socket_state::SocketState,
 };
 use sidecar_ebpf::decide::{self, Connect};
 

@@ -11,7 +11,7 @@ mod storage;
 mod task;
 
 use aya_ebpf::Global;
-use sidecar_common::{address::Ip, settings::Tunables};
+use sidecar_common::{address::Ip, settings::LoadConstants};
 
 pub use self::{
     address::{AF_INET, AF_INET6, UserAddress, created, packet},
@@ -24,7 +24,7 @@ pub use self::{
 
 /// Offsets and switches, set by the loader before the programs are loaded.
 #[unsafe(no_mangle)]
-pub static TUNABLES: Global<Tunables> = Global::new(Tunables {
+pub static LOAD_CONSTANTS: Global<LoadConstants> = Global::new(LoadConstants {
     copied_seq: 0,
     write_seq: 0,
     sk_user_data: 0,

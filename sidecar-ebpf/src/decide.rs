@@ -126,12 +126,12 @@ pub const fn is_large(message_bytes: u32) -> bool {
 ///
 /// Bound: what is redirected and not read stays within the credit.
 #[inline(always)]
-pub fn relay(e: &Evidence) -> Result<(), Counter> {
+pub fn redirect(e: &Evidence) -> Result<(), Counter> {
     if !e.enabled {
-        return Err(Counter::PassedOff);
+        return Err(Counter::FallbackOff);
     }
     if e.ulp {
-        return Err(Counter::PassedUlp);
+        return Err(Counter::FallbackUlp);
     }
     let splices = if e.to_proxy {
         WORKLOAD_PROXY_SPLICES
@@ -140,34 +140,34 @@ pub fn relay(e: &Evidence) -> Result<(), Counter> {
     };
     if !e.to_proxy {
         if e.took_tcp || !e.asked {
-            return Err(Counter::PassedApplication);
+            return Err(Counter::FallbackApplication);
         }
         if e.blocking {
-            return Err(Counter::PassedBlocking);
+            return Err(Counter::FallbackBlocking);
         }
     }
     if e.receiver_flags & splices != 0 {
-        return Err(Counter::PassedSplice);
+        return Err(Counter::FallbackSplice);
     }
     // After SHUT_WR a send must fail with EPIPE; only TCP knows that.
     if e.tcp_state != ESTABLISHED && e.tcp_state != CLOSE_WAIT {
-        return Err(Counter::PassedClosing);
+        return Err(Counter::FallbackClosing);
     }
     if e.write_seq != e.copied_seq {
-        return Err(Counter::PassedOrder);
+        return Err(Counter::FallbackOrder);
     }
     if e.to_proxy && e.unread_bytes == 0 && e.bulk {
-        return Err(Counter::PassedBulk);
+        return Err(Counter::FallbackBulk);
     }
     if e.unread_bytes.saturating_add(e.message_bytes as u64) > e.credit_bytes as u64 {
-        return Err(Counter::PassedCredit);
+        return Err(Counter::FallbackCredit);
     }
     Ok(())
 }
 
 /// What a sender is told that asks how much it may write to an application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Room {
+pub enum SendWindow {
     /// As much as TCP takes: nothing of the flow is redirected from now on, and why.
     Tcp(Counter),
     /// So many bytes, all of which will be redirected; 0: wait until the application has read.
@@ -176,16 +176,16 @@ pub enum Room {
 
 /// `e.message_bytes` is not looked at.
 #[inline(always)]
-pub fn room(e: &Evidence) -> Room {
+pub fn send_window(e: &Evidence) -> SendWindow {
     let one_byte = Evidence {
         asked: true,
         message_bytes: 1,
         ..*e
     };
-    match relay(&one_byte) {
-        Ok(()) => Room::Bytes((e.credit_bytes as u64 - e.unread_bytes) as u32),
-        Err(Counter::PassedCredit) => Room::Bytes(0),
-        Err(why) => Room::Tcp(why),
+    match redirect(&one_byte) {
+        Ok(()) => SendWindow::Bytes((e.credit_bytes as u64 - e.unread_bytes) as u32),
+        Err(Counter::FallbackCredit) => SendWindow::Bytes(0),
+        Err(why) => SendWindow::Tcp(why),
     }
 }
 
@@ -324,9 +324,9 @@ mod tests {
 
     #[test]
     fn redirects_with_evidence() {
-        assert_eq!(relay(&evidence()), Ok(()));
+        assert_eq!(redirect(&evidence()), Ok(()));
         assert_eq!(
-            relay(&Evidence {
+            redirect(&Evidence {
                 unread_bytes: 900,
                 ..evidence()
             }),
@@ -334,7 +334,7 @@ mod tests {
             "exactly the credit"
         );
         assert_eq!(
-            relay(&Evidence {
+            redirect(&Evidence {
                 tcp_state: CLOSE_WAIT,
                 ..evidence()
             }),
@@ -344,65 +344,65 @@ mod tests {
 
     #[test]
     fn passes_without_evidence() {
-        let passes = |why, evidence: Evidence| assert_eq!(relay(&evidence), Err(why));
+        let passes = |why, evidence: Evidence| assert_eq!(redirect(&evidence), Err(why));
         passes(
-            Counter::PassedOrder,
+            Counter::FallbackOrder,
             Evidence {
                 write_seq: 8,
                 ..evidence()
             },
         );
         passes(
-            Counter::PassedOrder,
+            Counter::FallbackOrder,
             Evidence {
                 copied_seq: 8,
                 ..evidence()
             },
         );
         passes(
-            Counter::PassedCredit,
+            Counter::FallbackCredit,
             Evidence {
                 unread_bytes: 901,
                 ..evidence()
             },
         );
         passes(
-            Counter::PassedCredit,
+            Counter::FallbackCredit,
             Evidence {
                 message_bytes: 1001,
                 ..evidence()
             },
         );
         passes(
-            Counter::PassedClosing,
+            Counter::FallbackClosing,
             Evidence {
                 tcp_state: 4,
                 ..evidence()
             },
         );
         passes(
-            Counter::PassedSplice,
+            Counter::FallbackSplice,
             Evidence {
                 receiver_flags: WORKLOAD_PROXY_SPLICES,
                 ..evidence()
             },
         );
         passes(
-            Counter::PassedSplice,
+            Counter::FallbackSplice,
             Evidence {
                 receiver_flags: WORKLOAD_SPLICES,
                 ..to_application()
             },
         );
         passes(
-            Counter::PassedOff,
+            Counter::FallbackOff,
             Evidence {
                 enabled: false,
                 ..evidence()
             },
         );
         passes(
-            Counter::PassedApplication,
+            Counter::FallbackApplication,
             Evidence {
                 to_proxy: false,
                 ..evidence()
@@ -413,14 +413,14 @@ mod tests {
             message_bytes: LARGE_BYTES + 1,
             ..evidence()
         };
-        assert_eq!(relay(&large), Ok(()), "an answer");
+        assert_eq!(redirect(&large), Ok(()), "an answer");
         let bulk = Evidence {
             bulk: true,
             ..large
         };
-        passes(Counter::PassedBulk, bulk);
+        passes(Counter::FallbackBulk, bulk);
         assert_eq!(
-            relay(&Evidence {
+            redirect(&Evidence {
                 unread_bytes: 1,
                 ..bulk
             }),
@@ -449,47 +449,47 @@ mod tests {
 
     #[test]
     fn an_application_gets_its_bytes_through_one_queue() {
-        assert_eq!(relay(&to_application()), Ok(()), "bulk too");
+        assert_eq!(redirect(&to_application()), Ok(()), "bulk too");
         let passes = |why, evidence: Evidence| {
-            assert_eq!(relay(&evidence), Err(why));
-            assert_eq!(room(&evidence), Room::Tcp(why));
+            assert_eq!(redirect(&evidence), Err(why));
+            assert_eq!(send_window(&evidence), SendWindow::Tcp(why));
         };
         let took_tcp = Evidence {
             took_tcp: true,
             ..to_application()
         };
-        passes(Counter::PassedApplication, took_tcp);
+        passes(Counter::FallbackApplication, took_tcp);
         let blocking = Evidence {
             blocking: true,
             ..to_application()
         };
-        passes(Counter::PassedBlocking, blocking);
+        passes(Counter::FallbackBlocking, blocking);
         let ulp = Evidence {
             ulp: true,
             ..to_application()
         };
-        passes(Counter::PassedUlp, ulp);
+        passes(Counter::FallbackUlp, ulp);
     }
 
     #[test]
     fn room_is_what_is_left_of_the_credit() {
         let unread = |unread_bytes| {
-            room(&Evidence {
+            send_window(&Evidence {
                 asked: false,
                 unread_bytes,
                 ..to_application()
             })
         };
-        assert_eq!(unread(0), Room::Bytes(1 << 20));
-        assert_eq!(unread(1), Room::Bytes((1 << 20) - 1));
-        assert_eq!(unread(1 << 20), Room::Bytes(0));
-        assert_eq!(unread(u64::MAX), Room::Bytes(0));
+        assert_eq!(unread(0), SendWindow::Bytes(1 << 20));
+        assert_eq!(unread(1), SendWindow::Bytes((1 << 20) - 1));
+        assert_eq!(unread(1 << 20), SendWindow::Bytes(0));
+        assert_eq!(unread(u64::MAX), SendWindow::Bytes(0));
         // Whoever does not keep to it falls back to TCP, which is safe, and stays there.
         let beyond = Evidence {
             unread_bytes: 1 << 20,
             ..to_application()
         };
-        assert_eq!(relay(&beyond), Err(Counter::PassedCredit));
+        assert_eq!(redirect(&beyond), Err(Counter::FallbackCredit));
     }
 
     #[test]

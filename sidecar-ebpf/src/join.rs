@@ -1,7 +1,7 @@
 //! Step relay: where proxies only pass bytes on, a message goes past them, to the application at the far end.
 //!
 //! The proxy joins two sockets when it has found that it relays between them every byte as it is. From the sender's socket
-//! the joined hops lead to the application at the other end: `Direction::next` of one proxy, or of two. What may still be
+//! the joined hops lead to the application at the other end: `HalfFlow::next` of one proxy, or of two. What may still be
 //! under way on them is known by counting: the application that sends knows how many bytes it gave to its first hop, and
 //! the last proxy says how many it has written to the other application, all of them (`settle`). If both are the
 //! same number, nothing is in any queue or proxy between, and a message that goes past them overtakes nothing. While they
@@ -9,15 +9,15 @@
 
 use aya_ebpf::programs::SkMsgContext;
 use sidecar_common::{
-    flow::{Direction, FlowKey},
-    origin::SocketState,
+    flow::{FlowKey, HalfFlow},
     settings::NAIVE_JOIN,
+    socket_state::SocketState,
 };
 use sidecar_ebpf::decide::{self, Evidence};
 
 use crate::{
-    context::{Socket, TUNABLES, TcpSocket, entry},
-    maps::{DIRECTIONS, FLOWS, WORKLOADS},
+    context::{LOAD_CONSTANTS, Socket, TcpSocket, entry},
+    maps::{FLOWS, HALF_FLOWS, WORKLOADS},
     msg::{BPF_F_INGRESS, SK_PASS, unread},
 };
 
@@ -27,7 +27,7 @@ pub fn try_message(
     ctx: &SkMsgContext,
     socket: Socket,
     state: &SocketState,
-    first: &mut Direction,
+    first: &mut HalfFlow,
 ) -> bool {
     try_chain(ctx, socket, state, first).is_some()
 }
@@ -37,12 +37,12 @@ fn try_chain(
     ctx: &SkMsgContext,
     socket: Socket,
     state: &SocketState,
-    first: &mut Direction,
+    first: &mut HalfFlow,
 ) -> Option<()> {
     let bytes = ctx.size() as u64;
     let mut receiver = first.next;
     let hop = next(first)?;
-    let (between, last) = if hop.flags & Direction::TO_PROXY == 0 {
+    let (between, last) = if hop.flags & HalfFlow::TO_PROXY == 0 {
         (None, hop)
     } else {
         receiver = hop.next;
@@ -64,11 +64,11 @@ fn try_chain(
 
 /// The hop behind `hop`; none is behind a proxy that has not joined, or whose other connection has gone.
 #[inline(always)]
-fn next<'a>(hop: &Direction) -> Option<&'a mut Direction> {
+fn next<'a>(hop: &HalfFlow) -> Option<&'a mut HalfFlow> {
     if hop.next.local.port == 0 {
         return None;
     }
-    let next = DIRECTIONS.get_ptr_mut(&hop.next).map(entry)?;
+    let next = HALF_FLOWS.get_ptr_mut(&hop.next).map(entry)?;
     (next.receiver == hop.next_receiver).then_some(next)
 }
 
@@ -76,11 +76,11 @@ fn next<'a>(hop: &Direction) -> Option<&'a mut Direction> {
 fn check(
     socket: Socket,
     state: &SocketState,
-    first: &Direction,
-    last: &mut Direction,
+    first: &HalfFlow,
+    last: &mut HalfFlow,
     bytes: u32,
 ) -> Option<()> {
-    if last.flags & Direction::TO_PROXY != 0 || last.flags & Direction::SETTLED == 0 {
+    if last.flags & HalfFlow::TO_PROXY != 0 || last.flags & HalfFlow::SETTLED == 0 {
         return None;
     }
     let sender = TcpSocket::from_word(state.socket);
@@ -88,17 +88,17 @@ fn check(
     let workload = WORKLOADS.get(last.workload)?;
     let by_tcp = sender.write_seq()?.wrapping_sub(first.start_seq);
     let given = by_tcp.wrapping_add(first.sent_bytes as u32);
-    let arrived = if TUNABLES.load().naive == NAIVE_JOIN {
+    let arrived = if LOAD_CONSTANTS.load().naive == NAIVE_JOIN {
         given
     } else {
         last.settled_bytes
     };
     let evidence = Evidence {
-        enabled: TUNABLES.load().redirect != 0,
+        enabled: LOAD_CONSTANTS.load().redirect != 0,
         receiver_flags: workload.flags,
         to_proxy: false,
-        asked: last.flags & Direction::ASKED != 0,
-        took_tcp: last.flags & Direction::TCP != 0,
+        asked: last.flags & HalfFlow::ASKED != 0,
+        took_tcp: last.flags & HalfFlow::TCP != 0,
         blocking: receiver.is_nonblocking() == Some(false),
         ulp: receiver.has_ulp(),
         tcp_state: socket.state(),
@@ -109,7 +109,7 @@ fn check(
         bulk: false,
         credit_bytes: workload.credit_bytes,
     };
-    decide::relay(&evidence).ok()
+    decide::redirect(&evidence).ok()
 }
 
 /// `setsockopt`: the proxy relays between `state`'s socket and the one whose flow is `other`, every byte as it is.
@@ -118,11 +118,11 @@ pub fn join(state: &SocketState, other: &FlowKey) -> Option<()> {
     if !state.is(SocketState::IN_MAP) {
         return None;
     }
-    let there = DIRECTIONS.get_ptr_mut(other).map(entry)?;
-    let here = DIRECTIONS.get_ptr_mut(&state.flow).map(entry)?;
+    let there = HALF_FLOWS.get_ptr_mut(other).map(entry)?;
+    let here = HALF_FLOWS.get_ptr_mut(&state.flow).map(entry)?;
     // Both are this workload's proxy's own.
     if there.workload != state.workload
-        || there.flags & here.flags & Direction::TO_PROXY == 0
+        || there.flags & here.flags & HalfFlow::TO_PROXY == 0
         || here.receiver != state.cookie
     {
         return None;
@@ -139,7 +139,7 @@ pub fn join(state: &SocketState, other: &FlowKey) -> Option<()> {
 /// The socket that is the flow's receiver now.
 #[inline(always)]
 fn receiver(flow: &FlowKey) -> Option<u64> {
-    Some(DIRECTIONS.get_ptr_mut(flow).map(entry)?.receiver)
+    Some(HALF_FLOWS.get_ptr_mut(flow).map(entry)?.receiver)
 }
 
 /// `setsockopt`: the proxy has written to `state`'s socket all that has arrived for it, `bytes` so far.
@@ -149,9 +149,9 @@ pub fn settle(state: &SocketState, bytes: u32) -> Option<()> {
         return None;
     }
     let peer = state.flow.peer();
-    let direction = DIRECTIONS.get_ptr_mut(&peer).map(entry)?;
-    if direction.flags & (Direction::TO_PROXY | Direction::TCP) != 0
-        || direction.flags & Direction::ASKED == 0
+    let direction = HALF_FLOWS.get_ptr_mut(&peer).map(entry)?;
+    if direction.flags & (HalfFlow::TO_PROXY | HalfFlow::TCP) != 0
+        || direction.flags & HalfFlow::ASKED == 0
     {
         return None;
     }
@@ -161,6 +161,6 @@ pub fn settle(state: &SocketState, bytes: u32) -> Option<()> {
         return None;
     }
     direction.settled_bytes = bytes;
-    direction.flags |= Direction::SETTLED;
+    direction.flags |= HalfFlow::SETTLED;
     Some(())
 }

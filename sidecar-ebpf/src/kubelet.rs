@@ -6,7 +6,7 @@ use sidecar_common::{address::Address, flow::FlowKey};
 
 use crate::{
     context::{Ends, Operation, read, update},
-    maps::{PROBES, PROBES_LOST},
+    maps::{KUBELET_CONNECTIONS, KUBELET_CONNECTIONS_LOST},
     sockops::{STATE, STATE_CB_FLAG, TCP_CLOSE, TCP_CONNECT},
 };
 
@@ -31,8 +31,11 @@ fn connecting(ctx: &SockOpsContext) -> Option<()> {
     // Else it would stay for ever, for whoever has the port next.
     ctx.set_cb_flags(STATE_CB_FLAG).ok()?;
     let cookie = ctx.cookie();
-    if PROBES.insert(&flow.peer(), &cookie, 0).is_err() {
-        update(PROBES_LOST.get_ptr_mut(0)?, |lost| *lost += 1);
+    if KUBELET_CONNECTIONS
+        .insert(&flow.peer(), &cookie, 0)
+        .is_err()
+    {
+        update(KUBELET_CONNECTIONS_LOST.get_ptr_mut(0)?, |lost| *lost += 1);
     }
     Some(())
 }
@@ -40,19 +43,19 @@ fn connecting(ctx: &SockOpsContext) -> Option<()> {
 #[inline(always)]
 fn closed(ctx: &SockOpsContext) -> Option<()> {
     let key = ctx.flow().peer();
-    if read(PROBES.get_ptr(&key)?) == ctx.cookie() {
-        let _ = PROBES.remove(&key);
+    if read(KUBELET_CONNECTIONS.get_ptr(&key)?) == ctx.cookie() {
+        let _ = KUBELET_CONNECTIONS.remove(&key);
     }
     Some(())
 }
 
 /// Whether the connection comes from the kubelet.
 #[inline(always)]
-pub fn is_probe(local: Address, remote: Address) -> bool {
+pub fn is_of_kubelet(local: Address, remote: Address) -> bool {
     let key = FlowKey {
         netns: 0,
         local,
         remote,
     };
-    PROBES.get_ptr(&key).is_some()
+    KUBELET_CONNECTIONS.get_ptr(&key).is_some()
 }

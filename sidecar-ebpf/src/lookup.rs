@@ -4,9 +4,9 @@ use aya_ebpf::{Global, macros::sk_lookup, programs::SkLookupContext};
 use sidecar_common::{
     address::Address,
     flow::FlowKey,
-    origin::Pending,
     record::{Counter, EVENT_INBOUND_REFUSED},
     settings::{INBOUND, ListeningKey, Workload},
+    socket_state::Handover,
 };
 use sidecar_ebpf::decide;
 
@@ -14,8 +14,8 @@ use crate::{
     connect::port_rule,
     context::packet,
     counters::{count, event},
-    kubelet::is_probe,
-    maps::{LISTENERS, LISTENING, PENDING, WORKLOADS},
+    kubelet::is_of_kubelet,
+    maps::{HANDOVERS, LISTENERS, LISTENING, WORKLOADS},
     sock_create::TCP,
 };
 
@@ -51,8 +51,8 @@ fn try_lookup(ctx: &SkLookupContext) -> Option<u32> {
     if !decide::capture(workload, local.ip, remote.ip, listening, rule) {
         return None;
     }
-    if is_probe(local, remote) {
-        count(id, Counter::Probe, 1);
+    if is_of_kubelet(local, remote) {
+        count(id, Counter::KubeletProbe, 1);
         return Some(SK_PASS);
     }
     if LISTENERS.redirect_sk_lookup(ctx, id, 0).is_ok() {
@@ -77,7 +77,7 @@ fn mark_local(local: Address, remote: Address) {
         local,
         remote,
     };
-    if let Some(pending) = PENDING.get_ptr_mut(&key) {
-        crate::context::update(pending, |p: &mut Pending| p.flags |= Pending::LOCAL);
+    if let Some(pending) = HANDOVERS.get_ptr_mut(&key) {
+        crate::context::update(pending, |p: &mut Handover| p.flags |= Handover::LOCAL);
     }
 }

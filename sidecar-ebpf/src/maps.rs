@@ -5,13 +5,13 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use sidecar_common::{
-    flow::{Direction, FlowKey},
-    origin::{Pending, SocketState},
+    flow::{FlowKey, HalfFlow},
     record::{Counters, Event, Profile},
     settings::{
-        Cgroup, CidrTarget, DenyTarget, ListeningKey, MAX_FLOWS, MAX_PROBES, MAX_WORKLOADS,
-        PortKey, Workload,
+        Cgroup, CidrTarget, DenyTarget, ListeningKey, MAX_FLOWS, MAX_KUBELET_CONNECTIONS,
+        MAX_WORKLOADS, PortKey, Workload,
     },
+    socket_state::{Handover, SocketState},
 };
 
 use crate::context::SocketStorage;
@@ -47,13 +47,13 @@ pub static LISTENERS: SockMap<WORKLOAD_SLOTS> = SockMap::new();
 pub static SOCKETS: SocketStorage<SocketState> = SocketStorage::new();
 
 #[btf_map]
-pub static PENDING: HashMap<FlowKey, Pending, FLOW_SLOTS, NO_PREALLOC> = HashMap::new();
+pub static HANDOVERS: HashMap<FlowKey, Handover, FLOW_SLOTS, NO_PREALLOC> = HashMap::new();
 
 #[btf_map]
 pub static FLOWS: SockHash<FlowKey, FLOW_SLOTS> = SockHash::new();
 
 #[btf_map]
-pub static DIRECTIONS: HashMap<FlowKey, Direction, FLOW_SLOTS, NO_PREALLOC> = HashMap::new();
+pub static HALF_FLOWS: HashMap<FlowKey, HalfFlow, FLOW_SLOTS, NO_PREALLOC> = HashMap::new();
 
 #[btf_map]
 pub static PROFILES: HashMap<PortKey, Profile, 16_384, NO_PREALLOC> = HashMap::new();
@@ -69,7 +69,12 @@ pub static MSG_PROGRAMS: ProgramArray<1> = ProgramArray::new();
 
 /// Keyed by the flow of the socket that will be accepted, with the cookie of the connecting one.
 #[btf_map]
-pub static PROBES: HashMap<FlowKey, u64, { MAX_PROBES as usize }, NO_PREALLOC> = HashMap::new();
+pub static KUBELET_CONNECTIONS: HashMap<
+    FlowKey,
+    u64,
+    { MAX_KUBELET_CONNECTIONS as usize },
+    NO_PREALLOC,
+> = HashMap::new();
 
 #[btf_map]
-pub static PROBES_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
+pub static KUBELET_CONNECTIONS_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();

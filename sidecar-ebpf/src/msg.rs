@@ -6,19 +6,19 @@
 
 use aya_ebpf::{macros::sk_msg, programs::SkMsgContext};
 use sidecar_common::{
-    flow::Direction,
-    layout::{ROOM_TCP, ROOM_UNDECIDED},
-    origin::SocketState,
+    flow::HalfFlow,
+    layout::{SEND_WINDOW_TCP, SEND_WINDOW_UNDECIDED},
     record::Counter,
     settings::NAIVE_REDIRECT,
+    socket_state::SocketState,
 };
-use sidecar_ebpf::decide::{self, Evidence, Room};
+use sidecar_ebpf::decide::{self, Evidence, SendWindow};
 
 use crate::{
-    context::{Socket, TUNABLES, TcpSocket, entry, read, sender, tail_call},
+    context::{LOAD_CONSTANTS, Socket, TcpSocket, entry, read, sender, tail_call},
     counters::count,
     join,
-    maps::{DIRECTIONS, FLOWS, MSG_PROGRAMS, PENDING, SOCKETS, WORKLOADS},
+    maps::{FLOWS, HALF_FLOWS, HANDOVERS, MSG_PROGRAMS, SOCKETS, WORKLOADS},
 };
 
 /// What is not redirected takes TCP.
@@ -86,22 +86,22 @@ fn try_message(
     bulk: bool,
 ) -> Result<Way, Counter> {
     let mut peer = state.flow.peer();
-    let direction = DIRECTIONS
+    let direction = HALF_FLOWS
         .get_ptr_mut(&peer)
         .map(entry)
-        .ok_or(Counter::PassedNoPeer)?;
+        .ok_or(Counter::FallbackNoPeer)?;
     let bytes = ctx.size();
-    if TUNABLES.load().naive != NAIVE_REDIRECT {
+    if LOAD_CONSTANTS.load().naive != NAIVE_REDIRECT {
         if !state.is(SocketState::PROXY) && join::try_message(ctx, socket, state, direction) {
             return Ok(Way::Joined);
         }
         let evidence =
-            evidence(socket.state(), state, direction, bytes, bulk).ok_or(Counter::PassedMiss)?;
-        decide::relay(&evidence).inspect_err(|_| take_tcp(state, direction))?;
+            evidence(socket.state(), state, direction, bytes, bulk).ok_or(Counter::FallbackMiss)?;
+        decide::redirect(&evidence).inspect_err(|_| take_tcp(state, direction))?;
     }
     if FLOWS.redirect_msg(ctx, &mut peer, BPF_F_INGRESS) != SK_PASS as i64 {
         take_tcp(state, direction);
-        return Err(Counter::PassedMiss);
+        return Err(Counter::FallbackMiss);
     }
     direction.sent_bytes = direction.sent_bytes.wrapping_add(bytes as u64);
     Ok(Way::Peer)
@@ -116,7 +116,7 @@ fn is_bulk(state: &mut SocketState, bytes: u32) -> bool {
     let Some(by_tcp) = TcpSocket::from_word(state.socket).copied_seq() else {
         return true;
     };
-    let redirected = DIRECTIONS
+    let redirected = HALF_FLOWS
         .get_ptr_mut(&state.flow)
         .map(entry)
         .map_or(0, |back| back.sent_bytes);
@@ -126,54 +126,58 @@ fn is_bulk(state: &mut SocketState, bytes: u32) -> bool {
     stream
 }
 
-/// Towards an application there is no way back from TCP: see `decide::relay`.
+/// Towards an application there is no way back from TCP: see `decide::redirect`.
 #[inline(always)]
-fn take_tcp(state: &mut SocketState, direction: &mut Direction) {
-    if direction.flags & (Direction::TO_PROXY | Direction::TCP) == 0 {
-        direction.flags |= Direction::TCP;
+fn take_tcp(state: &mut SocketState, direction: &mut HalfFlow) {
+    if direction.flags & (HalfFlow::TO_PROXY | HalfFlow::TCP) == 0 {
+        direction.flags |= HalfFlow::TCP;
         state.passed = state.passed.wrapping_add(decide::FLOW_ON_TCP);
     }
 }
 
-/// `getsockopt`: how much the proxy may write to `state`'s socket now; `ROOM_TCP` where nothing is redirected to an
+/// `getsockopt`: how much the proxy may write to `state`'s socket now; `SEND_WINDOW_TCP` where nothing is redirected to an
 /// application. `tcp_state`: of the asking socket, whose lock is held as it is while it sends.
 #[inline(always)]
-pub fn room(tcp_state: u32, state: &mut SocketState) -> u32 {
+pub fn send_window(tcp_state: u32, state: &mut SocketState) -> u32 {
     if !state.is(SocketState::IN_MAP) {
-        return ROOM_TCP;
+        return SEND_WINDOW_TCP;
     }
     let peer = state.flow.peer();
-    let Some(direction) = DIRECTIONS.get_ptr_mut(&peer).map(entry) else {
+    let Some(direction) = HALF_FLOWS.get_ptr_mut(&peer).map(entry) else {
         // The application has not accepted yet: whether its end enters the map is seen then. A connection to it never
         // leaves the machine, so that this is a matter of microseconds. (Another proxy takes TCP gladly meanwhile.)
         let waits = state.claimed_peer.is_some()
-            && PENDING
+            && HANDOVERS
                 .get_ptr(&peer)
                 .is_some_and(|pending| read(pending).owner == state.cookie);
-        return if waits { ROOM_UNDECIDED } else { ROOM_TCP };
+        return if waits {
+            SEND_WINDOW_UNDECIDED
+        } else {
+            SEND_WINDOW_TCP
+        };
     };
-    if direction.flags & (Direction::TO_PROXY | Direction::TCP) != 0
-        || TUNABLES.load().naive == NAIVE_REDIRECT
+    if direction.flags & (HalfFlow::TO_PROXY | HalfFlow::TCP) != 0
+        || LOAD_CONSTANTS.load().naive == NAIVE_REDIRECT
     {
-        return ROOM_TCP;
+        return SEND_WINDOW_TCP;
     }
     let room = match evidence(tcp_state, state, direction, 0, false) {
-        Some(evidence) => decide::room(&evidence),
-        None => Room::Tcp(Counter::PassedMiss),
+        Some(evidence) => decide::send_window(&evidence),
+        None => SendWindow::Tcp(Counter::FallbackMiss),
     };
     match room {
-        Room::Bytes(bytes) => {
-            direction.flags |= Direction::ASKED;
+        SendWindow::Bytes(bytes) => {
+            direction.flags |= HalfFlow::ASKED;
             if bytes == 0 {
                 state.passed = state.passed.wrapping_add(decide::WAIT);
                 count(state.workload, Counter::HeldBack, 1);
             }
             bytes
         }
-        Room::Tcp(why) => {
+        SendWindow::Tcp(why) => {
             take_tcp(state, direction);
             count(state.workload, why, 1);
-            ROOM_TCP
+            SEND_WINDOW_TCP
         }
     }
 }
@@ -185,7 +189,7 @@ pub fn room(tcp_state: u32, state: &mut SocketState) -> u32 {
 fn evidence(
     tcp_state: u32,
     state: &SocketState,
-    direction: &mut Direction,
+    direction: &mut HalfFlow,
     bytes: u32,
     bulk: bool,
 ) -> Option<Evidence> {
@@ -193,15 +197,15 @@ fn evidence(
     let receiver = TcpSocket::from_word(direction.socket);
     let workload = WORKLOADS.get(direction.workload)?;
     let unread_bytes = unread(direction, receiver);
-    let to_proxy = direction.flags & Direction::TO_PROXY != 0;
+    let to_proxy = direction.flags & HalfFlow::TO_PROXY != 0;
     // An application is at one end at most.
     let application = if to_proxy { sender } else { receiver };
     Some(Evidence {
-        enabled: TUNABLES.load().redirect != 0,
+        enabled: LOAD_CONSTANTS.load().redirect != 0,
         receiver_flags: workload.flags,
         to_proxy,
-        asked: direction.flags & Direction::ASKED != 0,
-        took_tcp: direction.flags & Direction::TCP != 0,
+        asked: direction.flags & HalfFlow::ASKED != 0,
+        took_tcp: direction.flags & HalfFlow::TCP != 0,
         blocking: !to_proxy && receiver.is_nonblocking() == Some(false),
         ulp: application.has_ulp(),
         tcp_state,
@@ -216,7 +220,7 @@ fn evidence(
 
 /// Bytes redirected that the receiver has not been seen to have read.
 #[inline(always)]
-pub fn unread(direction: &mut Direction, receiver: TcpSocket) -> u64 {
+pub fn unread(direction: &mut HalfFlow, receiver: TcpSocket) -> u64 {
     // Read once: another sender may add to it meanwhile.
     let sent_bytes = direction.sent_bytes;
     if direction.drained_bytes != sent_bytes && receiver.ingress_is_empty() {

@@ -2,16 +2,16 @@
 
 use aya_ebpf::programs::SockOpsContext;
 use sidecar_common::{
-    flow::Direction,
-    origin::SocketState,
+    flow::HalfFlow,
     record::{Counter, EVENT_UNPAIRED, Profile},
     settings::PortKey,
+    socket_state::SocketState,
 };
 
 use crate::{
     context::{Operation, Socket, entry, update},
     counters::{count, event},
-    maps::{DIRECTIONS, FLOWS, PROFILES},
+    maps::{FLOWS, HALF_FLOWS, PROFILES},
 };
 
 const NOEXIST: u64 = 1;
@@ -20,7 +20,7 @@ const PROFILE_MEMORY: u64 = 1 << 20;
 /// Or so many sockets.
 const SOCKETS_MEMORY: u64 = 2048;
 
-/// Puts an established socket into `FLOWS`, its evidence into `DIRECTIONS`. Neither is ever overwritten: a key
+/// Puts an established socket into `FLOWS`, its evidence into `HALF_FLOWS`. Neither is ever overwritten: a key
 /// that is taken belongs to another live socket, and this one stays on TCP.
 #[inline(always)]
 pub fn insert(ctx: &SockOpsContext, socket: Socket, state: &mut SocketState) {
@@ -43,22 +43,22 @@ pub fn insert(ctx: &SockOpsContext, socket: Socket, state: &mut SocketState) {
 fn try_insert(ctx: &SockOpsContext, socket: Socket, state: &mut SocketState) -> Option<()> {
     let tcp = socket.tcp()?;
     state.socket = tcp.to_word();
-    let direction = Direction {
+    let direction = HalfFlow {
         receiver: state.cookie,
         socket: state.socket,
         workload: state.workload,
         flags: if state.is(SocketState::PROXY) {
-            Direction::TO_PROXY
+            HalfFlow::TO_PROXY
         } else {
             0
         },
         start_seq: tcp.copied_seq()?,
-        ..Direction::default()
+        ..HalfFlow::default()
     };
-    DIRECTIONS.insert(&state.flow, &direction, NOEXIST).ok()?;
+    HALF_FLOWS.insert(&state.flow, &direction, NOEXIST).ok()?;
     let mut key = state.flow;
     if FLOWS.update(&mut key, ctx.raw(), NOEXIST).is_err() {
-        let _ = DIRECTIONS.remove(&state.flow);
+        let _ = HALF_FLOWS.remove(&state.flow);
         return None;
     }
     state.flags |= SocketState::IN_MAP;
@@ -70,12 +70,12 @@ fn try_insert(ctx: &SockOpsContext, socket: Socket, state: &mut SocketState) -> 
 /// The socket is closed; the kernel removes it from `FLOWS` itself.
 #[inline(always)]
 pub fn remove(state: &mut SocketState) {
-    if let Some(direction) = DIRECTIONS.get_ptr_mut(&state.flow).map(entry)
+    if let Some(direction) = HALF_FLOWS.get_ptr_mut(&state.flow).map(entry)
         && direction.receiver == state.cookie
     {
         // The proxy asks for it when all is over.
         state.joined_bytes = direction.joined_bytes;
-        let _ = DIRECTIONS.remove(&state.flow);
+        let _ = HALF_FLOWS.remove(&state.flow);
     }
     learn(state, state.redirected as u64, state.passed as u64);
 }

@@ -2,7 +2,7 @@
 //! whose it is.
 
 use aya_ebpf::{macros::cgroup_sock, programs::SockContext};
-use sidecar_common::{origin::SocketState, settings::ROLE_PROXY};
+use sidecar_common::{settings::ROLE_PROXY, socket_state::SocketState};
 
 use crate::{
     context::{AF_INET, AF_INET6, created},

@@ -3,20 +3,20 @@
 
 use aya_ebpf::{macros::sock_ops, programs::SockOpsContext};
 use sidecar_common::{
-    origin::{Pending, SocketState},
     record::Counter,
     settings::{
         INBOUND, ListeningKey, OUTBOUND, PORT_NO_REDIRECT, WORKLOAD_ADAPTIVE, WORKLOAD_REDIRECT,
         WORKLOAD_SPLICES,
     },
+    socket_state::{Handover, SocketState},
 };
 use sidecar_ebpf::decide;
 
 use crate::{
     connect::port_rule,
-    context::{Ends, Operation, TUNABLES, TcpSocket, read, update},
+    context::{Ends, LOAD_CONSTANTS, Operation, TcpSocket, read, update},
     counters::count,
-    maps::{DIRECTIONS, LISTENING, PENDING, PROFILES, SOCKETS, WORKLOADS},
+    maps::{HALF_FLOWS, HANDOVERS, LISTENING, PROFILES, SOCKETS, WORKLOADS},
     pair,
 };
 
@@ -74,15 +74,15 @@ fn connecting(ctx: &SockOpsContext) -> Option<()> {
         // There is nothing to tell the other end.
         return None;
     }
-    let pending = Pending {
+    let pending = Handover {
         owner: state.cookie,
         original: state.original,
         shown_peer: state.claimed_peer,
         workload: state.workload,
-        flags: if local { Pending::LOCAL } else { 0 } | if pays { 0 } else { Pending::TCP_ONLY },
+        flags: if local { Handover::LOCAL } else { 0 } | if pays { 0 } else { Handover::TCP_ONLY },
     };
-    PENDING.insert(&state.flow.peer(), &pending, 0).ok()?;
-    state.flags |= SocketState::PENDING;
+    HANDOVERS.insert(&state.flow.peer(), &pending, 0).ok()?;
+    state.flags |= SocketState::HANDOVER;
     ctx.set_cb_flags(STATE_CB_FLAG).ok()
 }
 
@@ -97,7 +97,7 @@ fn nonblocking(socket: TcpSocket) -> bool {
 #[inline(always)]
 fn allowed(state: &SocketState) -> bool {
     !state.is(SocketState::MULTIPATH)
-        && TUNABLES.load().redirect != 0
+        && LOAD_CONSTANTS.load().redirect != 0
         && WORKLOADS.get(state.workload).is_some_and(|w| {
             w.flags & WORKLOAD_REDIRECT != 0
                 && (state.is(SocketState::PROXY) || w.flags & WORKLOAD_SPLICES == 0)
@@ -127,17 +127,17 @@ fn pays(state: &SocketState) -> bool {
 fn connected(ctx: &SockOpsContext) -> Option<()> {
     let socket = ctx.socket()?;
     let state = SOCKETS.get(socket)?;
-    if !state.is(SocketState::PENDING) {
+    if !state.is(SocketState::HANDOVER) {
         return None;
     }
     let key = state.flow.peer();
     // Gone already if the other end was accepted first (Fast Open): then it stays on TCP.
-    let pending = read(PENDING.get_ptr(&key)?);
-    if pending.flags & Pending::LOCAL == 0 {
+    let pending = read(HANDOVERS.get_ptr(&key)?);
+    if pending.flags & Handover::LOCAL == 0 {
         // Nobody here will fetch it.
-        state.flags &= !SocketState::PENDING;
-        let _ = PENDING.remove(&key);
-    } else if pending.flags & Pending::TCP_ONLY == 0 {
+        state.flags &= !SocketState::HANDOVER;
+        let _ = HANDOVERS.remove(&key);
+    } else if pending.flags & Handover::TCP_ONLY == 0 {
         pair::insert(ctx, socket, state);
     }
     Some(())
@@ -153,8 +153,8 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
     state.flow = ctx.flow();
     state.cookie = ctx.cookie();
     state.socket = 0;
-    let pending = read(PENDING.get_ptr(&state.flow)?);
-    let _ = PENDING.remove(&state.flow);
+    let pending = read(HANDOVERS.get_ptr(&state.flow)?);
+    let _ = HANDOVERS.remove(&state.flow);
     let own = pending.workload == state.workload;
     if own {
         if state.is(SocketState::PROXY) {
@@ -175,9 +175,9 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
         INBOUND
     };
     // The other end went before, or it is of no use (and with Fast Open it is too late for it).
-    if pending.flags & Pending::TCP_ONLY != 0
+    if pending.flags & Handover::TCP_ONLY != 0
         || !allowed(state)
-        || DIRECTIONS.get_ptr(&state.flow.peer()).is_none()
+        || HALF_FLOWS.get_ptr(&state.flow.peer()).is_none()
     {
         return None;
     }
@@ -231,13 +231,13 @@ fn closed(ctx: &SockOpsContext) -> Option<()> {
         }
         return Some(());
     }
-    if state.is(SocketState::PENDING) {
+    if state.is(SocketState::HANDOVER) {
         let key = state.flow.peer();
-        if PENDING
+        if HANDOVERS
             .get_ptr(&key)
             .is_some_and(|p| read(p).owner == state.cookie)
         {
-            let _ = PENDING.remove(&key);
+            let _ = HANDOVERS.remove(&key);
         }
     }
     if state.is(SocketState::IN_MAP) {

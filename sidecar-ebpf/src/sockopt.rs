@@ -5,15 +5,16 @@ use aya_ebpf::{macros::cgroup_sockopt, programs::SockoptContext};
 use sidecar_common::{
     layout::{
         SOCKET_OPTION_CLAIM_PEER, SOCKET_OPTION_FLOW, SOCKET_OPTION_JOIN,
-        SOCKET_OPTION_JOINED_BYTES, SOCKET_OPTION_LEVEL, SOCKET_OPTION_ROOM, SOCKET_OPTION_SETTLE,
+        SOCKET_OPTION_JOINED_BYTES, SOCKET_OPTION_LEVEL, SOCKET_OPTION_SEND_WINDOW,
+        SOCKET_OPTION_SETTLE,
     },
-    origin::SocketState,
+    socket_state::SocketState,
 };
 
 use crate::{
     context::{SocketOption, address_from, flow_bytes, flow_from, read},
     join,
-    maps::{DIRECTIONS, SOCKETS},
+    maps::{HALF_FLOWS, SOCKETS},
     msg,
 };
 
@@ -87,8 +88,8 @@ fn answer_proxy(ctx: &SockoptContext, name: i32) -> Option<()> {
         return None;
     }
     match name {
-        SOCKET_OPTION_ROOM => {
-            *ctx.value::<4>()? = msg::room(socket.state(), state).to_ne_bytes();
+        SOCKET_OPTION_SEND_WINDOW => {
+            *ctx.value::<4>()? = msg::send_window(socket.state(), state).to_ne_bytes();
             ctx.answered(4);
         }
         SOCKET_OPTION_FLOW if state.is(SocketState::IN_MAP) => {
@@ -97,7 +98,7 @@ fn answer_proxy(ctx: &SockoptContext, name: i32) -> Option<()> {
         }
         SOCKET_OPTION_JOINED_BYTES => {
             let bytes = if state.is(SocketState::IN_MAP) {
-                read(DIRECTIONS.get_ptr(&state.flow)?).joined_bytes
+                read(HALF_FLOWS.get_ptr(&state.flow)?).joined_bytes
             } else {
                 state.joined_bytes
             };

@@ -8,7 +8,7 @@ use sidecar_common::{
 };
 
 use crate::{
-    context::{SystemCall, TUNABLES, entry, now_ns},
+    context::{LOAD_CONSTANTS, SystemCall, entry, now_ns},
     counters::{count, event},
     maps::WORKLOADS,
     member::member_of_current,
@@ -30,7 +30,7 @@ pub fn trace_splice(_ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn try_splice() -> Option<()> {
     let call = SystemCall::current();
-    if call.number()? != TUNABLES.load().splice_number {
+    if call.number()? != LOAD_CONSTANTS.load().splice_number {
         return None;
     }
     let member = member_of_current()?;

@@ -99,7 +99,8 @@ fn no_reader(client: &Workload<'_>, server: &Workload<'_>) -> Result<()> {
         "{found:?} of {accepted:?}"
     );
     let metrics = client.metrics()?;
-    let left_to_tcp = metrics.kernel_events("passed_credit") + metrics.kernel_events("passed_bulk");
+    let left_to_tcp =
+        metrics.kernel_events("fallback_credit") + metrics.kernel_events("fallback_bulk");
     let between_proxies = client.cgroup() != server.cgroup();
     ensure!(
         (left_to_tcp > 0) == between_proxies,

@@ -119,7 +119,7 @@ fn data_before_the_peer_is_ready_stays_in_order() {
             "nothing was redirected: {metrics}"
         );
         ensure!(
-            metrics.kernel_events("passed_no_peer") > 0,
+            metrics.kernel_events("fallback_no_peer") > 0,
             "nobody was early: {metrics}"
         );
         Ok(())

@@ -5,7 +5,7 @@ use aya_ebpf::{
     helpers::{bpf_probe_read_kernel_buf, generated::bpf_skc_to_tcp_sock},
 };
 
-use super::TUNABLES;
+use super::LOAD_CONSTANTS;
 
 /// A socket that a context points at; not null.
 #[derive(Clone, Copy)]
@@ -56,12 +56,12 @@ impl TcpSocket {
 
     #[inline(always)]
     pub fn copied_seq(self) -> Option<u32> {
-        probe(self.0, TUNABLES.load().copied_seq).map(u32::from_ne_bytes)
+        probe(self.0, LOAD_CONSTANTS.load().copied_seq).map(u32::from_ne_bytes)
     }
 
     #[inline(always)]
     pub fn write_seq(self) -> Option<u32> {
-        probe(self.0, TUNABLES.load().write_seq).map(u32::from_ne_bytes)
+        probe(self.0, LOAD_CONSTANTS.load().write_seq).map(u32::from_ne_bytes)
     }
 
     /// Whether reads and writes of the application return at once (`O_NONBLOCK`); `None` before it has a descriptor
@@ -69,25 +69,25 @@ impl TcpSocket {
     #[inline(always)]
     pub fn is_nonblocking(self) -> Option<bool> {
         const O_NONBLOCK: u32 = 0o4000;
-        let tunables = TUNABLES.load();
-        let socket = pointer(self.0 as u64, tunables.sk_socket).filter(|s| *s != 0)?;
-        let file = pointer(socket, tunables.socket_file).filter(|f| *f != 0)?;
-        let flags = u32::from_ne_bytes(probe(file as *const u8, tunables.file_flags)?);
+        let constants = LOAD_CONSTANTS.load();
+        let socket = pointer(self.0 as u64, constants.sk_socket).filter(|s| *s != 0)?;
+        let file = pointer(socket, constants.socket_file).filter(|f| *f != 0)?;
+        let flags = u32::from_ne_bytes(probe(file as *const u8, constants.file_flags)?);
         Some(flags & O_NONBLOCK != 0)
     }
 
     /// Whether a protocol such as kernel TLS sits on top.
     #[inline(always)]
     pub fn has_ulp(self) -> bool {
-        pointer(self.0 as u64, TUNABLES.load().ulp_ops) != Some(0)
+        pointer(self.0 as u64, LOAD_CONSTANTS.load().ulp_ops) != Some(0)
     }
 
     /// Whether the socket's redirected bytes have all been read. The list head of `sk_psock.ingress_msg`
     /// points to itself when it is empty; the low bits of `sk_user_data` are flags.
     #[inline(always)]
     pub fn ingress_is_empty(self) -> bool {
-        let tunables = TUNABLES.load();
-        let Some(user_data) = probe(self.0, tunables.sk_user_data).map(u64::from_ne_bytes) else {
+        let constants = LOAD_CONSTANTS.load();
+        let Some(user_data) = probe(self.0, constants.sk_user_data).map(u64::from_ne_bytes) else {
             return false;
         };
         let psock = user_data & !7;
@@ -95,7 +95,7 @@ impl TcpSocket {
             // Out of the map: there is no such queue.
             return true;
         }
-        let head = psock + tunables.ingress_msg as u64;
+        let head = psock + constants.ingress_msg as u64;
         probe(head as *const u8, 0).map(u64::from_ne_bytes) == Some(head)
     }
 }

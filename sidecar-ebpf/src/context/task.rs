@@ -5,7 +5,7 @@ use aya_ebpf::helpers::{
     generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
 };
 
-use super::{TUNABLES, socket::probe};
+use super::{LOAD_CONSTANTS, socket::probe};
 
 /// Id of the current task's cgroup at `level` below the root (1 is a child of the root), or 0.
 #[inline(always)]
@@ -33,12 +33,12 @@ impl SystemCall {
 
     #[inline(always)]
     pub fn number(self) -> Option<u32> {
-        probe(self.0, TUNABLES.load().call_number).map(u32::from_ne_bytes)
+        probe(self.0, LOAD_CONSTANTS.load().call_number).map(u32::from_ne_bytes)
     }
 
     #[inline(always)]
     pub fn first_argument(self) -> Option<u64> {
-        probe(self.0, TUNABLES.load().first_argument).map(u64::from_ne_bytes)
+        probe(self.0, LOAD_CONSTANTS.load().first_argument).map(u64::from_ne_bytes)
     }
 }
 

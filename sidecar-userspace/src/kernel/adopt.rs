@@ -14,7 +14,7 @@ use rustix::{
     },
     process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
 };
-use sidecar_common::{origin::SocketState, settings::ListeningKey};
+use sidecar_common::{settings::ListeningKey, socket_state::SocketState};
 use tracing::{debug, info};
 
 use super::{load::LoadError, tables::Tables};

@@ -108,8 +108,8 @@ impl Enrolment {
         swept: &[u32],
         subject: &Subject<'_>,
     ) -> Result<Self, AttachError> {
-        let (tunables, mut no_redirect) = features::best();
-        let mut bpf = Loader::new(shared, &tunables, None)?.load(pins.slot)?;
+        let (constants, mut no_redirect) = features::best();
+        let mut bpf = Loader::new(shared, &constants, None)?.load(pins.slot)?;
         if no_redirect.is_none()
             && let Err(error) = load::attach_relay(&mut bpf, shared, shared.is_only(&pins)?)
         {

@@ -1,6 +1,6 @@
-//! Tunables of the kernel half that follow from the running kernel.
+//! LoadConstants of the kernel half that follow from the running kernel.
 
-use sidecar_common::settings::{NAIVE_JOIN, NAIVE_REDIRECT, Tunables};
+use sidecar_common::settings::{LoadConstants, NAIVE_JOIN, NAIVE_REDIRECT};
 
 use super::btf::{Btf, BtfError};
 
@@ -14,7 +14,7 @@ const SPLICE: (u32, u32, u32) = (76, 35 * 8, 0);
 /// Set to `naive-redirect` or `naive-join`, it switches evidence off: for tests that must catch that, never for use.
 pub const FAULT_VARIABLE: &str = "SIDECAR_FAULT";
 
-/// What the fault switch says, as [`Tunables::naive`]; 0: it is not set.
+/// What the fault switch says, as [`LoadConstants::naive`]; 0: it is not set.
 pub fn fault() -> u32 {
     match std::env::var(FAULT_VARIABLE).as_deref() {
         Ok("naive-redirect") => NAIVE_REDIRECT,
@@ -24,17 +24,17 @@ pub fn fault() -> u32 {
 }
 
 /// What there is here, and why nothing is redirected, if so.
-pub fn best() -> (Tunables, Option<String>) {
-    match tunables() {
-        Ok(tunables) => (tunables, None),
+pub fn best() -> (LoadConstants, Option<String>) {
+    match constants() {
+        Ok(constants) => (constants, None),
         Err(error) => (steering_only(), Some(error.to_string())),
     }
 }
 
 /// Offsets for the evidence, or why redirect is impossible here.
-pub fn tunables() -> Result<Tunables, BtfError> {
+pub fn constants() -> Result<LoadConstants, BtfError> {
     let btf = Btf::of_kernel()?;
-    Ok(Tunables {
+    Ok(LoadConstants {
         copied_seq: btf.offset("tcp_sock", "copied_seq")?,
         write_seq: btf.offset("tcp_sock", "write_seq")?,
         // `struct sock` is the first member of `tcp_sock`.
@@ -50,13 +50,13 @@ pub fn tunables() -> Result<Tunables, BtfError> {
     })
 }
 
-/// Tunables of a kernel without usable BTF: steering works, nothing is redirected.
-fn steering_only() -> Tunables {
+/// LoadConstants of a kernel without usable BTF: steering works, nothing is redirected.
+fn steering_only() -> LoadConstants {
     let (splice_number, call_number, first_argument) = SPLICE;
-    Tunables {
+    LoadConstants {
         splice_number,
         call_number,
         first_argument,
-        ..Tunables::default()
+        ..LoadConstants::default()
     }
 }

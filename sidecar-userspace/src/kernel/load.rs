@@ -16,7 +16,7 @@ use aya::{
 use sidecar_common::{
     flow::FlowKey,
     names,
-    settings::{MAX_WORKLOADS, Tunables},
+    settings::{LoadConstants, MAX_WORKLOADS},
 };
 use thiserror::Error;
 
@@ -78,13 +78,17 @@ pub struct Loader(EbpfLoader<'static>);
 
 impl Loader {
     /// `events`: where the ring buffer is pinned, if it is to outlive its reader; else each object has one of its own.
-    pub fn new(pins: &Pins, tunables: &Tunables, events: Option<&Path>) -> Result<Self, LoadError> {
+    pub fn new(
+        pins: &Pins,
+        constants: &LoadConstants,
+        events: Option<&Path>,
+    ) -> Result<Self, LoadError> {
         if OBJECT.is_empty() {
             return Err(LoadError::NoObject);
         }
         // One for the life of the process, as are those of which there are few.
-        static TUNABLES: OnceLock<Tunables> = OnceLock::new();
-        let tunables = TUNABLES.get_or_init(|| *tunables);
+        static LOAD_CONSTANTS: OnceLock<LoadConstants> = OnceLock::new();
+        let constants = LOAD_CONSTANTS.get_or_init(|| *constants);
         let mut loader = EbpfLoader::new();
         // It has the kernel's types read for relocations that Rust does not make: 10 ms and 20 MB each time.
         loader.btf(None);
@@ -99,7 +103,7 @@ impl Loader {
             false => &SILENT,
         };
         loader
-            .override_global(names::TUNABLES, tunables, true)
+            .override_global(names::LOAD_CONSTANTS, constants, true)
             .override_global(LOG_LEVEL, log_level, true);
         Ok(Self(loader))
     }

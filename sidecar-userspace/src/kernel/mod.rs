@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //!
-//! - [`btf`], offsets of the running kernel's structures; [`features`], the tunables that follow from them
+//! - [`btf`], offsets of the running kernel's structures; [`features`], the constants that follow from them
 //! - [`pins`], the shared directory on bpffs
 //! - [`layout`], which objects share maps; [`upgrade`], our programs in the place of a former agent's
 //! - [`load`], the object, its programs and maps

@@ -60,9 +60,9 @@ impl Node {
         let shared = Pins::open(base, Layout::own()?)?;
         let (own, held) = shared.claim_for_agent()?;
         let swept = sweep(&shared)?;
-        let (tunables, mut no_redirect) = features::best();
+        let (constants, mut no_redirect) = features::best();
         let events = own.join(names::EVENTS);
-        let mut loader = Loader::new(&shared, &tunables, Some(&events))?;
+        let mut loader = Loader::new(&shared, &constants, Some(&events))?;
         // Each pod gets an object of its own for its lookup.
         let mut bpf = loader.load(NO_SLOT)?;
         if no_redirect.is_none()
@@ -82,7 +82,7 @@ impl Node {
             bpf,
             loader,
             tables,
-            object: version::object_name(&tunables),
+            object: version::object_name(&constants),
             no_redirect,
             events,
             _held: held,

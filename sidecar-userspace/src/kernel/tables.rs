@@ -12,11 +12,11 @@ use aya::{
     util::nr_cpus,
 };
 use sidecar_common::{
-    flow::{Direction, FlowKey},
+    flow::{FlowKey, HalfFlow},
     names,
-    origin::{Pending, SocketState},
     record::{Counter, Counters},
     settings::{Cgroup as CgroupEntry, CidrTarget, DenyTarget, ListeningKey, PortKey, Workload},
+    socket_state::{Handover, SocketState},
 };
 
 use super::load::LoadError;
@@ -35,8 +35,8 @@ pub struct Tables {
     sockets: SkStorage<MapData, SocketState>,
     profiles: HashMap<MapData, PortKey, sidecar_common::record::Profile>,
     counters: PerCpuArray<MapData, Counters>,
-    pending: HashMap<MapData, FlowKey, Pending>,
-    directions: HashMap<MapData, FlowKey, Direction>,
+    pending: HashMap<MapData, FlowKey, Handover>,
+    directions: HashMap<MapData, FlowKey, HalfFlow>,
     probes: HashMap<MapData, FlowKey, u64>,
     probes_lost: PerCpuArray<MapData, u64>,
 }
@@ -75,10 +75,10 @@ impl Tables {
             sockets: typed(bpf, names::SOCKETS)?,
             profiles: typed(bpf, names::PROFILES)?,
             counters: typed(bpf, names::COUNTERS)?,
-            pending: typed(bpf, names::PENDING)?,
-            directions: typed(bpf, names::DIRECTIONS)?,
-            probes: typed(bpf, names::PROBES)?,
-            probes_lost: typed(bpf, names::PROBES_LOST)?,
+            pending: typed(bpf, names::HANDOVERS)?,
+            directions: typed(bpf, names::HALF_FLOWS)?,
+            probes: typed(bpf, names::KUBELET_CONNECTIONS)?,
+            probes_lost: typed(bpf, names::KUBELET_CONNECTIONS_LOST)?,
         })
     }
 
@@ -95,10 +95,10 @@ impl Tables {
             sockets: pinned(directory, names::SOCKETS, Map::SkStorage)?,
             profiles: pinned(directory, names::PROFILES, Map::HashMap)?,
             counters: pinned(directory, names::COUNTERS, Map::PerCpuArray)?,
-            pending: pinned(directory, names::PENDING, Map::HashMap)?,
-            directions: pinned(directory, names::DIRECTIONS, Map::HashMap)?,
-            probes: pinned(directory, names::PROBES, Map::HashMap)?,
-            probes_lost: pinned(directory, names::PROBES_LOST, Map::PerCpuArray)?,
+            pending: pinned(directory, names::HANDOVERS, Map::HashMap)?,
+            directions: pinned(directory, names::HALF_FLOWS, Map::HashMap)?,
+            probes: pinned(directory, names::KUBELET_CONNECTIONS, Map::HashMap)?,
+            probes_lost: pinned(directory, names::KUBELET_CONNECTIONS_LOST, Map::PerCpuArray)?,
         })
     }
 
@@ -110,9 +110,9 @@ impl Tables {
             (names::CIDRS, self.cidrs.keys().count()),
             (names::DENIALS, self.denials.keys().count()),
             (names::LISTENING, self.listening.keys().count()),
-            (names::PENDING, self.pending.keys().count()),
-            (names::DIRECTIONS, self.directions.keys().count()),
-            (names::PROBES, self.probes.keys().count()),
+            (names::HANDOVERS, self.pending.keys().count()),
+            (names::HALF_FLOWS, self.directions.keys().count()),
+            (names::KUBELET_CONNECTIONS, self.probes.keys().count()),
             (names::PROFILES, self.profiles.keys().count()),
         ]))
     }
@@ -243,7 +243,7 @@ impl Tables {
     /// Connections of the kubelet that found the map full: pods took them for anybody's.
     pub fn probes_lost(&self) -> Result<u64, LoadError> {
         let per_cpu = self.probes_lost.get(&0, 0);
-        let per_cpu = per_cpu.map_err(of(names::PROBES_LOST))?;
+        let per_cpu = per_cpu.map_err(of(names::KUBELET_CONNECTIONS_LOST))?;
         Ok(per_cpu.iter().sum())
     }
 

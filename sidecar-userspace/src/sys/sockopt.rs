@@ -11,8 +11,9 @@ use sidecar_common::{
     address::Address,
     flow::FlowKey,
     layout::{
-        ROOM_TCP, ROOM_UNDECIDED, SOCKET_OPTION_CLAIM_PEER, SOCKET_OPTION_FLOW, SOCKET_OPTION_JOIN,
-        SOCKET_OPTION_JOINED_BYTES, SOCKET_OPTION_LEVEL, SOCKET_OPTION_ROOM, SOCKET_OPTION_SETTLE,
+        SEND_WINDOW_TCP, SEND_WINDOW_UNDECIDED, SOCKET_OPTION_CLAIM_PEER, SOCKET_OPTION_FLOW,
+        SOCKET_OPTION_JOIN, SOCKET_OPTION_JOINED_BYTES, SOCKET_OPTION_LEVEL,
+        SOCKET_OPTION_SEND_WINDOW, SOCKET_OPTION_SETTLE,
     },
 };
 
@@ -43,9 +44,14 @@ pub enum Answer {
 
 /// Asks the kernel half how many bytes may be written to `socket` now.
 pub fn room(socket: &impl AsFd) -> Answer {
-    match get(socket, SOCKET_OPTION_LEVEL, SOCKET_OPTION_ROOM, 0_u32) {
-        Err(_) | Ok(ROOM_TCP) => Answer::Tcp,
-        Ok(ROOM_UNDECIDED) => Answer::Undecided,
+    match get(
+        socket,
+        SOCKET_OPTION_LEVEL,
+        SOCKET_OPTION_SEND_WINDOW,
+        0_u32,
+    ) {
+        Err(_) | Ok(SEND_WINDOW_TCP) => Answer::Tcp,
+        Ok(SEND_WINDOW_UNDECIDED) => Answer::Undecided,
         Ok(bytes) => Answer::Bytes(bytes),
     }
 }

@@ -83,7 +83,7 @@ impl<'w> Stage<'w> {
     fn noted(&self) -> Result<u64> {
         let inspected = self.agent.inspect()?;
         let layouts = inspected["entries"].as_object().into_iter().flatten();
-        let noted = layouts.filter_map(|(_, maps)| maps["PROBES"].as_u64());
+        let noted = layouts.filter_map(|(_, maps)| maps["KUBELET_CONNECTIONS"].as_u64());
         Ok(noted.sum())
     }
 
@@ -110,7 +110,7 @@ fn the_kubelet_probes_a_strict_pod_and_nobody_else_does() {
         }
         ensure!(!stage.probe(&others, &v4)?, "anybody is let in afterwards");
         ensure!(
-            stage.agent.kernel_events("b", "probe")? == 50,
+            stage.agent.kernel_events("b", "kubelet_probe")? == 50,
             "{}",
             stage.agent.metrics()?
         );
@@ -197,7 +197,7 @@ fn probes_of_both_families_reach_a_listener_of_both() {
         };
         ensure!(mapped(&stage.kubelet)?, "v4-mapped: the kubelet is refused");
         ensure!(!mapped(&stage.others)?, "v4-mapped: anybody is let in");
-        let probes = stage.agent.kernel_events("b", "probe")?;
+        let probes = stage.agent.kernel_events("b", "kubelet_probe")?;
         ensure!(probes == 11, "{probes} probes were let through");
         ensure!(stage.noted()? == 0, "{} stay noted", stage.noted()?);
         Ok(())

@@ -92,8 +92,8 @@ const ALWAYS: [&str; 5] = [
     "\"steered\"",
     "\"inbound\"",
     "\"redirected\"",
-    "\"passed_order\"",
-    "\"passed_credit\"",
+    "\"fallback_order\"",
+    "\"fallback_credit\"",
 ];
 
 /// What the kernel half's counters mean, by the value of their only label.
@@ -118,26 +118,26 @@ const WORDS: [(&str, &str); 29] = [
         "sockets not paired: it does not pay on this port",
     ),
     (
-        "probe",
+        "kubelet_probe",
         "connections of the kubelet passed to the application",
     ),
     ("redirected", "messages redirected past TCP"),
     ("joined", "  of these, past both proxies as well"),
     (
-        "passed_order",
+        "fallback_order",
         "messages left to TCP: earlier ones not proven read",
     ),
-    ("passed_credit", "messages left to TCP: credit used up"),
+    ("fallback_credit", "messages left to TCP: credit used up"),
     (
-        "passed_application",
+        "fallback_application",
         "messages left to TCP: towards an application",
     ),
     (
-        "passed_blocking",
+        "fallback_blocking",
         "messages left to TCP: the application blocks in its reads",
     ),
     (
-        "passed_ulp",
+        "fallback_ulp",
         "messages left to TCP: another protocol on top of it",
     ),
     (
@@ -145,23 +145,23 @@ const WORDS: [(&str, &str); 29] = [
         "waits of the proxy until the application had read",
     ),
     (
-        "passed_bulk",
+        "fallback_bulk",
         "messages left to TCP: large ones gain nothing",
     ),
     (
-        "passed_no_peer",
+        "fallback_no_peer",
         "messages left to TCP: the other end is not paired",
     ),
     (
-        "passed_splice",
+        "fallback_splice",
         "messages left to TCP: their reader splices",
     ),
     (
-        "passed_closing",
+        "fallback_closing",
         "messages left to TCP: the socket is closing",
     ),
-    ("passed_off", "messages left to TCP: redirect is off"),
-    ("passed_miss", "messages left to TCP: the kernel refused"),
+    ("fallback_off", "messages left to TCP: redirect is off"),
+    ("fallback_miss", "messages left to TCP: the kernel refused"),
     ("splice", "reads by splice"),
     ("denied", "outbound connections refused: destination denied"),
     ("redirect", "bytes redirected past TCP"),

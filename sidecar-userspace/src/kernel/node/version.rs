@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use sidecar_common::{names, settings::Tunables};
+use sidecar_common::{names, settings::LoadConstants};
 use tracing::info;
 
 use super::Node;
@@ -67,8 +67,8 @@ impl Node {
 }
 
 /// What tells our programs from those of other builds: the object, and what is set in it before it is loaded.
-pub(super) fn object_name(tunables: &Tunables) -> String {
-    let set = format!("{tunables:?}");
+pub(super) fn object_name(constants: &LoadConstants) -> String {
+    let set = format!("{constants:?}");
     let bytes = OBJECT.iter().copied().chain(set.into_bytes());
     format!("{OBJECT_PREFIX}{:08x}", fingerprint(bytes))
 }

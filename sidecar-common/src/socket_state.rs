@@ -43,10 +43,10 @@ impl SocketState {
     pub const PROXY: u32 = 1;
     /// The application's connection was steered to the proxy.
     pub const STEERED: u32 = 2;
-    /// In `FLOWS`, and its entry in `DIRECTIONS` is ours.
+    /// In `FLOWS`, and its entry in `HALF_FLOWS` is ours.
     pub const IN_MAP: u32 = 4;
-    /// This socket left a record in `PENDING`.
-    pub const PENDING: u32 = 8;
+    /// This socket left a record in `HANDOVERS`.
+    pub const HANDOVER: u32 = 8;
     /// Multipath TCP: steered, never redirected.
     pub const MULTIPATH: u32 = 16;
     /// A listener that does not block, found so by userspace.
@@ -62,7 +62,7 @@ impl SocketState {
 /// socket's flow.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Pending {
+pub struct Handover {
     /// Cookie of the connecting socket.
     pub owner: u64,
     pub original: Address,
@@ -73,19 +73,19 @@ pub struct Pending {
     pub flags: u32,
 }
 
-impl Pending {
+impl Handover {
     /// The other end was seen on this node.
     pub const LOCAL: u32 = 1;
     /// Neither end shall be put into `FLOWS`.
     pub const TCP_ONLY: u32 = 2;
 }
 
-const _: () = assert!(size_of::<SocketState>() == 160 && size_of::<Pending>() == 56);
+const _: () = assert!(size_of::<SocketState>() == 160 && size_of::<Handover>() == 56);
 
 #[cfg(feature = "user")]
 mod user {
     // SAFETY: repr(C), padded by hand, any bytes are a value.
     unsafe impl aya::Pod for super::SocketState {}
     // SAFETY: repr(C), padded by hand, any bytes are a value.
-    unsafe impl aya::Pod for super::Pending {}
+    unsafe impl aya::Pod for super::Handover {}
 }
