@@ -16,11 +16,13 @@ pub const LISTENING: &str = "LISTENING";
 pub const LISTENERS: &str = "LISTENERS";
 /// Socket storage.
 pub const SOCKETS: &str = "SOCKETS";
-/// What connecting ends leave for accepting ends.
+/// What connecting ends leave for accepting ends of the same workload, a map for each workload.
 pub const HANDOVERS: &str = "HANDOVERS";
 /// Sockets whose both ends are on this node.
 pub const FLOWS: &str = "FLOWS";
-/// Evidence by receiver.
+/// What connecting ends leave for accepting ends of other workloads.
+pub const PAIRINGS: &str = "PAIRINGS";
+/// State of the sockets in [`FLOWS`] that their other ends look at.
 pub const HALF_FLOWS: &str = "HALF_FLOWS";
 /// How redirect fares by port.
 pub const PROFILES: &str = "PROFILES";
@@ -37,7 +39,7 @@ pub const KUBELET_CONNECTIONS: &str = "KUBELET_CONNECTIONS";
 pub const KUBELET_CONNECTIONS_LOST: &str = "KUBELET_CONNECTIONS_LOST";
 
 /// Maps that every sidecar on the node shares, pinned by name.
-pub const SHARED_MAPS: [&str; 16] = [
+pub const SHARED_MAPS: [&str; 17] = [
     WORKLOADS,
     CGROUPS,
     PORTS,
@@ -47,6 +49,7 @@ pub const SHARED_MAPS: [&str; 16] = [
     LISTENERS,
     SOCKETS,
     HANDOVERS,
+    PAIRINGS,
     FLOWS,
     HALF_FLOWS,
     PROFILES,

@@ -64,9 +64,13 @@ pub enum Counter {
     Splice,
     /// Outbound connection refused: its destination is denied.
     Denied,
+    /// Outbound connection refused: the workload has too many connections under way, or the kernel no memory for one.
+    ConnectRefused,
+    /// The other end could not be told what it has to know: its proxy refuses the connection, or the proxy ends it.
+    HandoverFailed,
 }
 
-pub const COUNTERS: usize = 29;
+pub const COUNTERS: usize = 31;
 
 impl Counter {
     pub const ALL: [Self; COUNTERS] = [
@@ -99,6 +103,8 @@ impl Counter {
         Self::TcpBytes,
         Self::Splice,
         Self::Denied,
+        Self::ConnectRefused,
+        Self::HandoverFailed,
     ];
 
     /// Name in metrics and in `inspect`.
@@ -133,6 +139,8 @@ impl Counter {
             Self::TcpBytes => "tcp",
             Self::Splice => "splice",
             Self::Denied => "denied",
+            Self::ConnectRefused => "connect_refused",
+            Self::HandoverFailed => "handover_failed",
         }
     }
 
@@ -181,6 +189,9 @@ pub const EVENT_SPLICE: u32 = 3;
 
 /// Outbound connection refused. `address`: what the application asked for.
 pub const EVENT_EGRESS_DENIED: u32 = 4;
+
+/// Outbound connection refused: see `Counter::ConnectRefused`. `address`: what the application asked for.
+pub const EVENT_CONNECT_REFUSED: u32 = 5;
 
 const _: () = assert!(size_of::<Event>() == 40);
 

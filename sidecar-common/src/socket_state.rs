@@ -1,8 +1,9 @@
-//! What the kernel half remembers of a socket, and what it hands from the connecting end to the accepting end.
+//! What the kernel half remembers of a socket, in the socket's own storage: it goes when the socket does.
 
 use crate::{address::Address, flow::FlowKey};
 
-/// Storage of a TCP socket of an enrolled workload. Accepted sockets start with a copy of their listener's.
+/// Storage of a TCP socket of an enrolled workload. Accepted sockets start with a copy of their listener's. Every field is
+/// written under the socket's lock.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SocketState {
@@ -10,10 +11,20 @@ pub struct SocketState {
     pub flow: FlowKey,
     /// Its cookie.
     pub cookie: u64,
+    /// Cookie of the socket at the other end; 0 until this one knows that both have met.
+    pub peer: u64,
     /// Where its `tcp_sock` is; on a socket that is just accepted, the listener's. 0: not known.
     pub socket: u64,
-    /// `Direction::joined_bytes` of a socket that has left the map.
+    /// Bytes redirected to the peer so far.
+    pub sent_bytes: u64,
+    /// Of those, how many the peer was seen to have read.
+    pub read_bytes: u64,
+    /// Bytes sent past the proxies so far, to the application at the far end.
     pub joined_bytes: u64,
+    /// Of those, how many it was seen to have read.
+    pub joined_read_bytes: u64,
+    /// `HalfFlow::bypassed_bytes` of a socket that has left the map.
+    pub bypassed_bytes: u64,
     /// When the last large message was sent: bytes redirected to this socket so far, plus the sequence number up to which it
     /// had read. Changed since: the other end has spoken.
     pub heard: u64,
@@ -24,10 +35,12 @@ pub struct SocketState {
     pub shown_peer: Address,
     /// On a socket of the proxy, before it connects: the peer that the accepting application shall be shown.
     pub claimed_peer: Address,
+    /// The first sequence number of what this socket sends.
+    pub start_seq: u32,
     /// Messages redirected, for the port's profile.
     pub redirected: u32,
     /// Messages left to TCP, for the port's profile.
-    pub passed: u32,
+    pub fallback: u32,
     /// Index of the workload in `WORKLOADS`.
     pub workload: u32,
     /// Role and state, see the constants.
@@ -36,6 +49,7 @@ pub struct SocketState {
     pub service_port: u16,
     /// `OUTBOUND` or `INBOUND`: which side of the workload the connection is on.
     pub direction: u16,
+    pub _pad: u32,
 }
 
 impl SocketState {
@@ -43,7 +57,7 @@ impl SocketState {
     pub const PROXY: u32 = 1;
     /// The application's connection was steered to the proxy.
     pub const STEERED: u32 = 2;
-    /// In `FLOWS`, and its entry in `HALF_FLOWS` is ours.
+    /// In `FLOWS` and `HALF_FLOWS`.
     pub const IN_MAP: u32 = 4;
     /// This socket left a record in `HANDOVERS`.
     pub const HANDOVER: u32 = 8;
@@ -51,6 +65,14 @@ impl SocketState {
     pub const MULTIPATH: u32 = 16;
     /// A listener that does not block, found so by userspace.
     pub const NONBLOCKING: u32 = 32;
+    /// This socket left a record in `PAIRINGS`.
+    pub const PAIRING: u32 = 64;
+    /// The workload's room for handovers was used up when this socket connected.
+    pub const NO_HANDOVER: u32 = 128;
+    /// See `HalfFlow::ASKED`.
+    pub const ASKED: u32 = 256;
+    /// See `HalfFlow::TCP`.
+    pub const TCP: u32 = 512;
 
     #[inline(always)]
     pub const fn is(&self, flag: u32) -> bool {
@@ -58,34 +80,10 @@ impl SocketState {
     }
 }
 
-/// Left by a connecting socket for the socket that will be accepted at the other end; keyed by that
-/// socket's flow.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Handover {
-    /// Cookie of the connecting socket.
-    pub owner: u64,
-    pub original: Address,
-    pub shown_peer: Address,
-    /// Index of the connecting socket's workload. Addresses are believed by sockets of the same one only.
-    pub workload: u32,
-    /// See the constants.
-    pub flags: u32,
-}
-
-impl Handover {
-    /// The other end was seen on this node.
-    pub const LOCAL: u32 = 1;
-    /// Neither end shall be put into `FLOWS`.
-    pub const TCP_ONLY: u32 = 2;
-}
-
-const _: () = assert!(size_of::<SocketState>() == 160 && size_of::<Handover>() == 56);
+const _: () = assert!(size_of::<SocketState>() == 208);
 
 #[cfg(feature = "user")]
 mod user {
     // SAFETY: repr(C), padded by hand, any bytes are a value.
     unsafe impl aya::Pod for super::SocketState {}
-    // SAFETY: repr(C), padded by hand, any bytes are a value.
-    unsafe impl aya::Pod for super::Handover {}
 }

@@ -4,7 +4,7 @@ use aya_ebpf::{btf_maps::lpm_trie::Key, macros::cgroup_sock_addr, programs::Sock
 use aya_log_ebpf::debug;
 use sidecar_common::{
     address::{Address, Ip},
-    record::{Counter, EVENT_EGRESS_DENIED},
+    record::{Counter, EVENT_CONNECT_REFUSED, EVENT_EGRESS_DENIED},
     settings::{CidrTarget, DenyTarget, OUTBOUND, PortKey},
     socket_state::SocketState,
 };
@@ -14,6 +14,7 @@ use crate::{
     context::{UserAddress, octets},
     counters::{count, event},
     maps::{CIDRS, DENIALS, PORTS, SOCKETS, WORKLOADS},
+    rendezvous,
     sock_create::{MPTCP, SOCK_STREAM, TCP, newborn},
 };
 
@@ -74,7 +75,15 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
     let state = match SOCKETS.get(socket) {
         Some(state) => state,
         // Created before the workload was enrolled, or handed in from outside.
-        None => SOCKETS.get_or_insert(socket, &mut newborn(protocol)?)?,
+        None => {
+            let mut state = newborn(protocol)?;
+            let workload = state.workload;
+            match SOCKETS.get_or_insert(socket, &mut state) {
+                Some(state) => state,
+                // What cannot be remembered cannot be steered.
+                None => return Some(refuse(workload, destination)),
+            }
+        }
     };
     let id = state.workload;
     let workload = WORKLOADS.get(id)?;
@@ -109,6 +118,9 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
         port_rule(id, OUTBOUND, destination.port),
     ) {
         Connect::Steer => {
+            if rendezvous::reserve(id, ctx.cookie()).is_none() {
+                return Some(refuse(id, destination));
+            }
             state.original = destination;
             state.shown_peer = destination;
             state.flags |= SocketState::STEERED;
@@ -140,6 +152,14 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
         }
         Connect::Ignore => None,
     }
+}
+
+/// The workload is steered, and this connection cannot be.
+#[inline(always)]
+fn refuse(workload: u32, destination: Address) -> Verdict {
+    count(workload, Counter::ConnectRefused, 1);
+    event(EVENT_CONNECT_REFUSED, workload, 0, destination);
+    Verdict::Deny
 }
 
 /// The rule that denies the destination to the workload, or 0.

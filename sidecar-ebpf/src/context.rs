@@ -11,12 +11,13 @@ mod storage;
 mod task;
 
 use aya_ebpf::Global;
-use sidecar_common::{address::Ip, settings::LoadConstants};
+use sidecar_common::{address::Ip, flow::HalfFlow, settings::LoadConstants};
+use sidecar_ebpf::evidence::Half;
 
 pub use self::{
     address::{AF_INET, AF_INET6, UserAddress, created, packet},
     operation::{Ends, Operation, sender, tail_call},
-    option::{SocketOption, address_from, flow_bytes, flow_from},
+    option::{SocketOption, address_from},
     socket::{Socket, TcpSocket},
     storage::SocketStorage,
     task::{SystemCall, ancestor_cgroup, current_pid, now_ns},
@@ -59,6 +60,31 @@ pub fn update<T>(value: *mut T, change: impl FnOnce(&mut T)) {
 pub fn entry<'a, T>(value: *mut T) -> &'a mut T {
     // SAFETY: as in `read`.
     unsafe { &mut *value }
+}
+
+/// A map's value that several look at: each touches it for a moment only.
+pub struct Entry<T>(*mut T);
+
+impl<T> Entry<T> {
+    /// `value`: from a map lookup.
+    #[inline(always)]
+    pub fn new(value: *mut T) -> Self {
+        Self(value)
+    }
+}
+
+impl Half for Entry<HalfFlow> {
+    #[inline(always)]
+    fn read<R>(&self, look: impl FnOnce(&HalfFlow) -> R) -> R {
+        // SAFETY: as in `read`.
+        look(unsafe { &*self.0 })
+    }
+
+    #[inline(always)]
+    fn write(&self, change: impl FnOnce(&mut HalfFlow)) {
+        // SAFETY: as in `update`.
+        change(unsafe { &mut *self.0 });
+    }
 }
 
 /// For logging.

@@ -87,10 +87,10 @@ pub struct Evidence {
     pub ulp: bool,
     /// `bpf_sock.state` of the sender.
     pub tcp_state: u32,
-    /// The sender's.
-    pub write_seq: u32,
-    /// The receiver's, read just now.
-    pub copied_seq: u32,
+    /// How far everything that is not redirected was sent, modulo 2^32: by the sender's `write_seq`.
+    pub sent: u32,
+    /// How far of that has arrived at the reader, from the same beginning: by the receiver's `copied_seq`, read just now.
+    pub arrived: u32,
     /// Bytes redirected that the receiver has not been seen to have read.
     pub unread_bytes: u64,
     pub message_bytes: u32,
@@ -153,7 +153,7 @@ pub fn redirect(e: &Evidence) -> Result<(), Counter> {
     if e.tcp_state != ESTABLISHED && e.tcp_state != CLOSE_WAIT {
         return Err(Counter::FallbackClosing);
     }
-    if e.write_seq != e.copied_seq {
+    if e.sent != e.arrived {
         return Err(Counter::FallbackOrder);
     }
     if e.to_proxy && e.unread_bytes == 0 && e.bulk {
@@ -168,6 +168,8 @@ pub fn redirect(e: &Evidence) -> Result<(), Counter> {
 /// What a sender is told that asks how much it may write to an application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SendWindow {
+    /// As much as TCP takes: the receiver is no application, or nothing is redirected to it any more.
+    All,
     /// As much as TCP takes: nothing of the flow is redirected from now on, and why.
     Tcp(Counter),
     /// So many bytes, all of which will be redirected; 0: wait until the application has read.
@@ -244,8 +246,8 @@ mod tests {
             blocking: false,
             ulp: false,
             tcp_state: ESTABLISHED,
-            write_seq: 7,
-            copied_seq: 7,
+            sent: 7,
+            arrived: 7,
             unread_bytes: 0,
             message_bytes: 100,
             bulk: false,
@@ -348,14 +350,14 @@ mod tests {
         passes(
             Counter::FallbackOrder,
             Evidence {
-                write_seq: 8,
+                sent: 8,
                 ..evidence()
             },
         );
         passes(
             Counter::FallbackOrder,
             Evidence {
-                copied_seq: 8,
+                arrived: 8,
                 ..evidence()
             },
         );

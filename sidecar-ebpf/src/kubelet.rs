@@ -7,7 +7,7 @@ use sidecar_common::{address::Address, flow::FlowKey};
 use crate::{
     context::{Ends, Operation, read, update},
     maps::{KUBELET_CONNECTIONS, KUBELET_CONNECTIONS_LOST},
-    sockops::{STATE, STATE_CB_FLAG, TCP_CLOSE, TCP_CONNECT},
+    sockops::{STATE, TCP_CLOSE, TCP_CONNECT},
 };
 
 /// For the kubelet's own cgroup: notes its connections before the first packet of each, until they close.
@@ -23,18 +23,15 @@ pub fn kubelet_sockops(ctx: SockOpsContext) -> u32 {
 
 #[inline(always)]
 fn connecting(ctx: &SockOpsContext) -> Option<()> {
-    let flow = ctx.flow();
+    let flow = ctx.flow().peer().between_networks();
     if flow.netns != 0 {
         // Loopback: never a pod's.
         return None;
     }
     // Else it would stay for ever, for whoever has the port next.
-    ctx.set_cb_flags(STATE_CB_FLAG).ok()?;
+    ctx.watch_close()?;
     let cookie = ctx.cookie();
-    if KUBELET_CONNECTIONS
-        .insert(&flow.peer(), &cookie, 0)
-        .is_err()
-    {
+    if KUBELET_CONNECTIONS.insert(&flow, &cookie, 0).is_err() {
         update(KUBELET_CONNECTIONS_LOST.get_ptr_mut(0)?, |lost| *lost += 1);
     }
     Some(())
@@ -42,7 +39,7 @@ fn connecting(ctx: &SockOpsContext) -> Option<()> {
 
 #[inline(always)]
 fn closed(ctx: &SockOpsContext) -> Option<()> {
-    let key = ctx.flow().peer();
+    let key = ctx.flow().peer().between_networks();
     if read(KUBELET_CONNECTIONS.get_ptr(&key)?) == ctx.cookie() {
         let _ = KUBELET_CONNECTIONS.remove(&key);
     }

@@ -2,20 +2,19 @@
 
 use aya_ebpf::{Global, macros::sk_lookup, programs::SkLookupContext};
 use sidecar_common::{
-    address::Address,
-    flow::FlowKey,
+    flow::{FlowKey, Rendezvous},
     record::{Counter, EVENT_INBOUND_REFUSED},
     settings::{INBOUND, ListeningKey, Workload},
-    socket_state::Handover,
 };
 use sidecar_ebpf::decide;
 
 use crate::{
     connect::port_rule,
-    context::packet,
+    context::{packet, read, update},
     counters::{count, event},
     kubelet::is_of_kubelet,
-    maps::{HANDOVERS, LISTENERS, LISTENING, WORKLOADS},
+    maps::{LISTENERS, LISTENING, PAIRINGS, WORKLOADS},
+    rendezvous,
     sock_create::TCP,
 };
 
@@ -38,9 +37,19 @@ fn try_lookup(ctx: &SkLookupContext) -> Option<u32> {
     if protocol != TCP {
         return None;
     }
-    mark_local(local, remote);
     let id = LOOKUP_WORKLOAD.load();
     let workload: &Workload = WORKLOADS.get(id)?;
+    let flow = FlowKey::new(workload.netns, local, remote);
+    if let Some(record) = PAIRINGS.get_ptr_mut(&flow.between_networks()) {
+        mark_local(record);
+    }
+    if let Some(record) = rendezvous::of(id).and_then(|own| own.get_ptr_mut(&flow)) {
+        mark_local(record);
+        if read(record).is(Rendezvous::OF_PROXY) {
+            // The proxy's own connection, whatever its addresses: handed to the proxy again it would go round for ever.
+            return Some(SK_PASS);
+        }
+    }
     let listening = ListeningKey {
         netns: workload.netns,
         workload: id,
@@ -71,13 +80,6 @@ fn try_lookup(ctx: &SkLookupContext) -> Option<u32> {
 /// A connecting socket of this node finds here, before it is established, that its other end is on this node
 /// too: only then does it belong into the SOCKHASH.
 #[inline(always)]
-fn mark_local(local: Address, remote: Address) {
-    let key = FlowKey {
-        netns: 0,
-        local,
-        remote,
-    };
-    if let Some(pending) = HANDOVERS.get_ptr_mut(&key) {
-        crate::context::update(pending, |p: &mut Handover| p.flags |= Handover::LOCAL);
-    }
+fn mark_local(record: *mut Rendezvous) {
+    update(record, |r: &mut Rendezvous| r.flags |= Rendezvous::LOCAL);
 }

@@ -17,9 +17,10 @@
 //!
 //! - a file per hook: [`sock_create`], [`connect`], [`lookup`], [`getpeername`], [`sockopt`], [`sockops`], [`msg`], [`trace`];
 //!   [`kubelet`] is the second sock_ops program
-//! - [`pair`], who enters the SOCKHASH; [`join`], messages past the proxies
+//! - [`rendezvous`], how both ends of a connection meet; [`pair`], who enters the SOCKHASH
 //! - [`member`], who the current task belongs to; [`counters`], what is counted and told
-//! - [`maps`]; [`context`], the unsafe; [`sidecar_ebpf::decide`], pure decisions, tested on the host
+//! - [`maps`]; [`context`], the unsafe
+//! - tested on the host: [`sidecar_ebpf::decide`], pure decisions; [`sidecar_ebpf::evidence`], whether a message may be redirected
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(
@@ -39,8 +40,6 @@ mod counters;
 #[cfg(target_arch = "bpf")]
 mod getpeername;
 #[cfg(target_arch = "bpf")]
-mod join;
-#[cfg(target_arch = "bpf")]
 mod kubelet;
 #[cfg(target_arch = "bpf")]
 mod lookup;
@@ -52,6 +51,8 @@ mod member;
 mod msg;
 #[cfg(target_arch = "bpf")]
 mod pair;
+#[cfg(target_arch = "bpf")]
+mod rendezvous;
 #[cfg(target_arch = "bpf")]
 mod sock_create;
 #[cfg(target_arch = "bpf")]

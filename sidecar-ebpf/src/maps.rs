@@ -1,17 +1,20 @@
 //! The maps, all shared by the sidecars of a node. Names as in `sidecar_common::names`.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf, SockHash, SockMap},
+    btf_maps::{
+        Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf,
+        SockHash, SockMap,
+    },
     macros::btf_map,
 };
 use sidecar_common::{
-    flow::{FlowKey, HalfFlow},
+    flow::{FlowKey, HalfFlow, Rendezvous},
     record::{Counters, Event, Profile},
     settings::{
-        Cgroup, CidrTarget, DenyTarget, ListeningKey, MAX_FLOWS, MAX_KUBELET_CONNECTIONS,
-        MAX_WORKLOADS, PortKey, Workload,
+        Cgroup, CidrTarget, DenyTarget, ListeningKey, MAX_FLOWS, MAX_HANDOVERS,
+        MAX_KUBELET_CONNECTIONS, MAX_PAIRINGS, MAX_WORKLOADS, PortKey, Workload,
     },
-    socket_state::{Handover, SocketState},
+    socket_state::SocketState,
 };
 
 use crate::context::SocketStorage;
@@ -46,14 +49,24 @@ pub static LISTENERS: SockMap<WORKLOAD_SLOTS> = SockMap::new();
 #[btf_map]
 pub static SOCKETS: SocketStorage<SocketState> = SocketStorage::new();
 
+/// What connecting sockets leave for accepted ones of the same workload: a map for each workload, made when it is enrolled,
+/// so that none can use up another's.
 #[btf_map]
-pub static HANDOVERS: HashMap<FlowKey, Handover, FLOW_SLOTS, NO_PREALLOC> = HashMap::new();
+pub static HANDOVERS: ArrayOfMaps<Handovers, WORKLOAD_SLOTS> = ArrayOfMaps::new();
 
-#[btf_map]
-pub static FLOWS: SockHash<FlowKey, FLOW_SLOTS> = SockHash::new();
+pub type Handovers = HashMap<FlowKey, Rendezvous, { MAX_HANDOVERS as usize }, NO_PREALLOC>;
 
+/// What they leave for sockets of other workloads. Only redirect depends on it: when it is full, the oldest are forgotten.
 #[btf_map]
-pub static HALF_FLOWS: HashMap<FlowKey, HalfFlow, FLOW_SLOTS, NO_PREALLOC> = HashMap::new();
+pub static PAIRINGS: LruHashMap<FlowKey, Rendezvous, { MAX_PAIRINGS as usize }> = LruHashMap::new();
+
+/// By socket cookie.
+#[btf_map]
+pub static FLOWS: SockHash<u64, FLOW_SLOTS> = SockHash::new();
+
+/// By socket cookie.
+#[btf_map]
+pub static HALF_FLOWS: HashMap<u64, HalfFlow, FLOW_SLOTS, NO_PREALLOC> = HashMap::new();
 
 #[btf_map]
 pub static PROFILES: HashMap<PortKey, Profile, 16_384, NO_PREALLOC> = HashMap::new();

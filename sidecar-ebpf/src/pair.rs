@@ -1,4 +1,4 @@
-//! Step relay: sockets whose both ends are on this node enter the SOCKHASH with their evidence, and leave it.
+//! Sockets whose both ends are on this node enter the SOCKHASH with their entry in `HALF_FLOWS`, and leave it.
 
 use aya_ebpf::programs::SockOpsContext;
 use sidecar_common::{
@@ -9,7 +9,7 @@ use sidecar_common::{
 };
 
 use crate::{
-    context::{Operation, Socket, entry, update},
+    context::{Operation, Socket, read, update},
     counters::{count, event},
     maps::{FLOWS, HALF_FLOWS, PROFILES},
 };
@@ -20,64 +20,86 @@ const PROFILE_MEMORY: u64 = 1 << 20;
 /// Or so many sockets.
 const SOCKETS_MEMORY: u64 = 2048;
 
-/// Puts an established socket into `FLOWS`, its evidence into `HALF_FLOWS`. Neither is ever overwritten: a key
-/// that is taken belongs to another live socket, and this one stays on TCP.
+/// Puts an established socket into `FLOWS` and `HALF_FLOWS`. `peer`: the cookie of the socket at the other end, which is
+/// there already; 0: that one is told by the accepted socket later.
 #[inline(always)]
-pub fn insert(ctx: &SockOpsContext, socket: Socket, state: &mut SocketState) {
-    let done = try_insert(ctx, socket, state).is_some();
-    count(
-        state.workload,
-        if done {
-            Counter::Paired
-        } else {
-            Counter::Unpaired
-        },
-        1,
-    );
-    if !done {
+pub fn insert(
+    ctx: &SockOpsContext,
+    socket: Socket,
+    state: &mut SocketState,
+    peer: u64,
+) -> Option<()> {
+    let done = try_insert(ctx, socket, state, peer);
+    let counter = if done.is_some() {
+        Counter::Paired
+    } else {
+        Counter::Unpaired
+    };
+    count(state.workload, counter, 1);
+    if done.is_none() {
         event(EVENT_UNPAIRED, state.workload, 0, state.flow.remote);
     }
+    done
 }
 
 #[inline(always)]
-fn try_insert(ctx: &SockOpsContext, socket: Socket, state: &mut SocketState) -> Option<()> {
-    let tcp = socket.tcp()?;
-    state.socket = tcp.to_word();
-    let direction = HalfFlow {
-        receiver: state.cookie,
+fn try_insert(
+    ctx: &SockOpsContext,
+    socket: Socket,
+    state: &mut SocketState,
+    peer: u64,
+) -> Option<()> {
+    state.socket = socket.tcp()?.to_word();
+    let half = HalfFlow {
+        cookie: state.cookie,
         socket: state.socket,
+        peer,
         workload: state.workload,
         flags: if state.is(SocketState::PROXY) {
-            HalfFlow::TO_PROXY
+            HalfFlow::OF_PROXY
         } else {
             0
         },
-        start_seq: tcp.copied_seq()?,
         ..HalfFlow::default()
     };
-    HALF_FLOWS.insert(&state.flow, &direction, NOEXIST).ok()?;
-    let mut key = state.flow;
+    HALF_FLOWS.insert(&state.cookie, &half, NOEXIST).ok()?;
+    let mut key = state.cookie;
     if FLOWS.update(&mut key, ctx.raw(), NOEXIST).is_err() {
-        let _ = HALF_FLOWS.remove(&state.flow);
+        let _ = HALF_FLOWS.remove(&state.cookie);
         return None;
     }
     state.flags |= SocketState::IN_MAP;
+    state.peer = peer;
     state.redirected = 0;
-    state.passed = 0;
+    state.fallback = 0;
+    state.sent_bytes = 0;
+    state.read_bytes = 0;
+    state.joined_bytes = 0;
+    state.joined_read_bytes = 0;
+    state.bypassed_bytes = 0;
+    state.heard = 0;
+    Some(())
+}
+
+/// Tells the connecting socket, which is in the map, that the accepted one is its other end. Nobody else writes it.
+#[inline(always)]
+pub fn meet(connecting: u64, accepted: u64) -> Option<()> {
+    let half = HALF_FLOWS.get_ptr_mut(&connecting)?;
+    if read(half).cookie == connecting {
+        update(half, |h: &mut HalfFlow| h.peer = accepted);
+    }
     Some(())
 }
 
 /// The socket is closed; the kernel removes it from `FLOWS` itself.
 #[inline(always)]
 pub fn remove(state: &mut SocketState) {
-    if let Some(direction) = HALF_FLOWS.get_ptr_mut(&state.flow).map(entry)
-        && direction.receiver == state.cookie
-    {
+    if let Some(half) = HALF_FLOWS.get_ptr(&state.cookie) {
         // The proxy asks for it when all is over.
-        state.joined_bytes = direction.joined_bytes;
-        let _ = HALF_FLOWS.remove(&state.flow);
+        state.bypassed_bytes = read(half).bypassed_bytes;
+        let _ = HALF_FLOWS.remove(&state.cookie);
     }
-    learn(state, state.redirected as u64, state.passed as u64);
+    learn(state, state.redirected as u64, state.fallback as u64);
 }
 
 /// Under which the connection's port is looked up.

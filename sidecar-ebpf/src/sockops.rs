@@ -1,23 +1,24 @@
-//! The life of a TCP socket as sock_ops sees it: what the connecting end leaves for the accepting end (step
-//! origin), which pairs are put into the SOCKHASH (step relay), and what is cleared when a socket closes.
+//! sock_ops, the life of a TCP socket: what the connecting end leaves for the accepting end, which pairs are put into the
+//! SOCKHASH, and what is cleared when a socket closes.
 
 use aya_ebpf::{macros::sock_ops, programs::SockOpsContext};
 use sidecar_common::{
+    flow::Rendezvous,
     record::Counter,
     settings::{
         INBOUND, ListeningKey, OUTBOUND, PORT_NO_REDIRECT, WORKLOAD_ADAPTIVE, WORKLOAD_REDIRECT,
         WORKLOAD_SPLICES,
     },
-    socket_state::{Handover, SocketState},
+    socket_state::SocketState,
 };
-use sidecar_ebpf::decide;
+use sidecar_ebpf::{decide, evidence::Tcp};
 
 use crate::{
     connect::port_rule,
-    context::{Ends, LOAD_CONSTANTS, Operation, TcpSocket, read, update},
+    context::{Ends, LOAD_CONSTANTS, Operation, Socket, TcpSocket, now_ns, read, update},
     counters::count,
-    maps::{HALF_FLOWS, HANDOVERS, LISTENING, PROFILES, SOCKETS, WORKLOADS},
-    pair,
+    maps::{LISTENING, PROFILES, SOCKETS, WORKLOADS},
+    pair, rendezvous,
 };
 
 pub const TCP_CONNECT: u32 = 3;
@@ -26,7 +27,6 @@ const PASSIVE_ESTABLISHED: u32 = 5;
 pub const STATE: u32 = 10;
 const TCP_LISTEN: u32 = 11;
 
-pub const STATE_CB_FLAG: i32 = 4;
 pub const TCP_CLOSE: u32 = 7;
 const STATE_LISTEN: u32 = 10;
 
@@ -67,23 +67,41 @@ fn connecting(ctx: &SockOpsContext) -> Option<()> {
     } else {
         OUTBOUND
     };
+    state.flags &= SocketState::PROXY | SocketState::STEERED | SocketState::MULTIPATH;
+    state.peer = 0;
     let local = state.flow.remote.ip.is_loopback() || state.flow.remote.ip == state.flow.local.ip;
-    let suits = state.is(SocketState::PROXY) || nonblocking(socket.tcp()?);
+    let tcp = socket.tcp();
+    let initial_seq = tcp.and_then(|tcp| tcp.write_seq()).unwrap_or(0);
+    state.start_seq = initial_seq.wrapping_add(1);
+    let suits = state.is(SocketState::PROXY) || tcp.is_some_and(nonblocking);
     let pays = suits && allowed(state) && pays(state);
-    if !pays && !state.original.is_some() && !state.claimed_peer.is_some() {
-        // There is nothing to tell the other end.
-        return None;
-    }
-    let pending = Handover {
+    let flag = |on: bool, flag: u32| if on { flag } else { 0 };
+    let record = Rendezvous {
         owner: state.cookie,
+        since_ns: now_ns(),
         original: state.original,
         shown_peer: state.claimed_peer,
+        initial_seq,
+        answered_seq: 0,
         workload: state.workload,
-        flags: if local { Handover::LOCAL } else { 0 } | if pays { 0 } else { Handover::TCP_ONLY },
+        flags: flag(local, Rendezvous::LOCAL)
+            | flag(!pays, Rendezvous::TCP_ONLY)
+            | flag(state.is(SocketState::PROXY), Rendezvous::OF_PROXY),
     };
-    HANDOVERS.insert(&state.flow.peer(), &pending, 0).ok()?;
-    state.flags |= SocketState::HANDOVER;
-    ctx.set_cb_flags(STATE_CB_FLAG).ok()
+    rendezvous::leave(state, &record);
+    if state.is(SocketState::NO_HANDOVER) {
+        count(state.workload, Counter::HandoverFailed, 1);
+    }
+    if pays && !is_within_workload(state) {
+        rendezvous::announce(state, &record);
+    }
+    ctx.watch_close()
+}
+
+/// The other end is this workload's proxy, or the proxy's application.
+#[inline(always)]
+fn is_within_workload(state: &SocketState) -> bool {
+    state.is(SocketState::STEERED) || state.claimed_peer.is_some()
 }
 
 /// An application that blocks in its calls would notice that its socket is in the SOCKHASH: a blocked receive can
@@ -127,23 +145,45 @@ fn pays(state: &SocketState) -> bool {
 fn connected(ctx: &SockOpsContext) -> Option<()> {
     let socket = ctx.socket()?;
     let state = SOCKETS.get(socket)?;
-    if !state.is(SocketState::HANDOVER) {
-        return None;
+    if state.is(SocketState::PAIRING) {
+        // Gone already if the other end was accepted first (Fast Open): then it stays on TCP.
+        match rendezvous::own_pairing(state) {
+            Some(record) if read(record).is(Rendezvous::LOCAL) => {
+                enter(ctx, socket, state, record);
+            }
+            _ => {}
+        }
     }
-    let key = state.flow.peer();
-    // Gone already if the other end was accepted first (Fast Open): then it stays on TCP.
-    let pending = read(HANDOVERS.get_ptr(&key)?);
-    if pending.flags & Handover::LOCAL == 0 {
-        // Nobody here will fetch it.
-        state.flags &= !SocketState::HANDOVER;
-        let _ = HANDOVERS.remove(&key);
-    } else if pending.flags & Handover::TCP_ONLY == 0 {
-        pair::insert(ctx, socket, state);
+    if state.is(SocketState::HANDOVER) {
+        let record = rendezvous::own_handover(state)?;
+        if !read(record).is(Rendezvous::LOCAL) {
+            // It left the namespace: nobody here will take it.
+            rendezvous::take_back(state);
+        } else if is_within_workload(state) && !read(record).is(Rendezvous::TCP_ONLY) {
+            enter(ctx, socket, state, record);
+        }
     }
     Some(())
 }
 
-/// The accepting end is established: fetch what the connecting end left.
+/// Puts the connecting socket into the map, and into its record what the other end has answered with.
+#[inline(always)]
+fn enter(
+    ctx: &SockOpsContext,
+    socket: Socket,
+    state: &mut SocketState,
+    record: *mut Rendezvous,
+) -> Option<()> {
+    let read_seq = socket.tcp()?.copied_seq()?;
+    pair::insert(ctx, socket, state, 0)?;
+    update(record, |r: &mut Rendezvous| {
+        r.answered_seq = read_seq.wrapping_sub(1);
+        r.flags |= Rendezvous::ANSWERED;
+    });
+    Some(())
+}
+
+/// The accepting end is established: take what the connecting end left.
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext) -> Option<()> {
     let socket = ctx.socket()?;
@@ -153,43 +193,55 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
     state.flow = ctx.flow();
     state.cookie = ctx.cookie();
     state.socket = 0;
-    let pending = read(HANDOVERS.get_ptr(&state.flow)?);
-    let _ = HANDOVERS.remove(&state.flow);
-    let own = pending.workload == state.workload;
-    if own {
-        if state.is(SocketState::PROXY) {
-            state.original = pending.original;
+    state.peer = 0;
+    state.flags &= SocketState::PROXY | SocketState::MULTIPATH | SocketState::NONBLOCKING;
+    let proxy = state.is(SocketState::PROXY);
+    let own = rendezvous::take(state);
+    if let Some(own) = &own {
+        if proxy {
+            state.original = own.original;
         } else {
-            state.shown_peer = pending.shown_peer;
+            state.shown_peer = own.shown_peer;
         }
         count(state.workload, Counter::Origin, 1);
     }
-    state.service_port = if pending.original.is_some() {
-        pending.original.port
+    let within = own.filter(|own| own.original.is_some() || own.shown_peer.is_some());
+    let record = match within {
+        Some(own) => own,
+        None => rendezvous::pairing(state)?,
+    };
+    state.service_port = if record.original.is_some() {
+        record.original.port
     } else {
         state.flow.local.port
     };
-    state.direction = if own && state.is(SocketState::PROXY) {
+    state.direction = if within.is_some() && proxy {
         OUTBOUND
     } else {
         INBOUND
     };
-    // The other end went before, or it is of no use (and with Fast Open it is too late for it).
-    if pending.flags & Handover::TCP_ONLY != 0
-        || !allowed(state)
-        || HALF_FLOWS.get_ptr(&state.flow.peer()).is_none()
-    {
+    let tcp = socket.tcp()?;
+    state.start_seq = tcp.write_seq()?;
+    if !record.is_met_by(tcp.copied_seq()?, state.start_seq) {
+        // Somebody else's connection with the same addresses, or too late (Fast Open).
         return None;
     }
-    if !state.is(SocketState::PROXY)
-        && !(own && (state.is(SocketState::NONBLOCKING) || nonblocking(listener)))
+    if within.is_none() {
+        rendezvous::forget_pairing(state);
+    }
+    if record.is(Rendezvous::TCP_ONLY) || !allowed(state) {
+        return None;
+    }
+    if !proxy
+        && !(within.is_some() && (state.is(SocketState::NONBLOCKING) || nonblocking(listener)))
     {
         // Nobody has this socket yet, but the sockets of a listener that blocks mostly do.
         pair::learn(state, 0, decide::FLOW_ON_TCP as u64);
         return None;
     }
-    pair::insert(ctx, socket, state);
-    ctx.set_cb_flags(STATE_CB_FLAG).ok()
+    pair::insert(ctx, socket, state, record.owner)?;
+    pair::meet(record.owner, state.cookie);
+    ctx.watch_close()
 }
 
 /// A socket of the application begins to listen: its port may be captured.
@@ -206,7 +258,7 @@ fn listening(ctx: &SockOpsContext) -> Option<()> {
     if LISTENING.insert(&key, &one, NOEXIST).is_err() {
         update(LISTENING.get_ptr_mut(&key)?, |sockets| *sockets += 1);
     }
-    ctx.set_cb_flags(STATE_CB_FLAG).ok()
+    ctx.watch_close()
 }
 
 #[inline(always)]
@@ -231,15 +283,7 @@ fn closed(ctx: &SockOpsContext) -> Option<()> {
         }
         return Some(());
     }
-    if state.is(SocketState::HANDOVER) {
-        let key = state.flow.peer();
-        if HANDOVERS
-            .get_ptr(&key)
-            .is_some_and(|p| read(p).owner == state.cookie)
-        {
-            let _ = HANDOVERS.remove(&key);
-        }
-    }
+    rendezvous::take_back(state);
     if state.is(SocketState::IN_MAP) {
         pair::remove(state);
     }

@@ -4,18 +4,22 @@
 use aya_ebpf::{macros::cgroup_sockopt, programs::SockoptContext};
 use sidecar_common::{
     layout::{
-        SOCKET_OPTION_CLAIM_PEER, SOCKET_OPTION_FLOW, SOCKET_OPTION_JOIN,
-        SOCKET_OPTION_JOINED_BYTES, SOCKET_OPTION_LEVEL, SOCKET_OPTION_SEND_WINDOW,
-        SOCKET_OPTION_SETTLE,
+        HANDOVER_FAILED, HANDOVER_TAKEN, HANDOVER_WAITING, SEND_WINDOW_TCP, SEND_WINDOW_UNDECIDED,
+        SOCKET_OPTION_BYPASSED_BYTES, SOCKET_OPTION_CLAIM_PEER, SOCKET_OPTION_HANDOVER,
+        SOCKET_OPTION_JOIN, SOCKET_OPTION_LEVEL, SOCKET_OPTION_SEND_WINDOW, SOCKET_OPTION_SETTLE,
     },
+    record::Counter,
     socket_state::SocketState,
 };
 
+use sidecar_ebpf::{decide::SendWindow, evidence};
+
 use crate::{
-    context::{SocketOption, address_from, flow_bytes, flow_from, read},
-    join,
+    context::{SocketOption, address_from, read},
+    counters::count,
     maps::{HALF_FLOWS, SOCKETS},
-    msg,
+    msg::Maps,
+    rendezvous,
 };
 
 const ALLOW: i32 = 1;
@@ -89,18 +93,18 @@ fn answer_proxy(ctx: &SockoptContext, name: i32) -> Option<()> {
     }
     match name {
         SOCKET_OPTION_SEND_WINDOW => {
-            *ctx.value::<4>()? = msg::send_window(socket.state(), state).to_ne_bytes();
+            *ctx.value::<4>()? = send_window(socket.state(), state).to_ne_bytes();
             ctx.answered(4);
         }
-        SOCKET_OPTION_FLOW if state.is(SocketState::IN_MAP) => {
-            *ctx.value::<48>()? = flow_bytes(state.flow);
-            ctx.answered(48);
+        SOCKET_OPTION_HANDOVER => {
+            *ctx.value::<4>()? = handover(state).to_ne_bytes();
+            ctx.answered(4);
         }
-        SOCKET_OPTION_JOINED_BYTES => {
+        SOCKET_OPTION_BYPASSED_BYTES => {
             let bytes = if state.is(SocketState::IN_MAP) {
-                read(HALF_FLOWS.get_ptr(&state.flow)?).joined_bytes
+                read(HALF_FLOWS.get_ptr(&state.cookie)?).bypassed_bytes
             } else {
-                state.joined_bytes
+                state.bypassed_bytes
             };
             *ctx.value::<8>()? = bytes.to_ne_bytes();
             ctx.answered(8);
@@ -108,6 +112,46 @@ fn answer_proxy(ctx: &SockoptContext, name: i32) -> Option<()> {
         _ => return None,
     }
     Some(())
+}
+
+/// How much the proxy may write to its socket now; `SEND_WINDOW_TCP` where nothing is redirected to an application.
+/// `tcp_state`: of the socket, whose lock is held as it is while it sends.
+#[inline(always)]
+fn send_window(tcp_state: u32, state: &mut SocketState) -> u32 {
+    if !state.is(SocketState::IN_MAP) {
+        return SEND_WINDOW_TCP;
+    }
+    match evidence::send_window(&Maps, state, tcp_state) {
+        Some(SendWindow::Bytes(bytes)) => {
+            if bytes == 0 {
+                count(state.workload, Counter::HeldBack, 1);
+            }
+            bytes
+        }
+        Some(SendWindow::Tcp(why)) => {
+            count(state.workload, why, 1);
+            SEND_WINDOW_TCP
+        }
+        Some(SendWindow::All) => SEND_WINDOW_TCP,
+        // The application has not accepted yet: whether its end enters the map is seen then. A connection to it never
+        // leaves the machine, so that this is a matter of microseconds. (Another proxy takes TCP gladly meanwhile.)
+        None if state.claimed_peer.is_some() && handover(state) == HANDOVER_WAITING => {
+            SEND_WINDOW_UNDECIDED
+        }
+        None => SEND_WINDOW_TCP,
+    }
+}
+
+/// What became of what this connecting socket left for the other end.
+#[inline(always)]
+fn handover(state: &SocketState) -> u32 {
+    if state.is(SocketState::NO_HANDOVER) {
+        HANDOVER_FAILED
+    } else if state.is(SocketState::HANDOVER) && rendezvous::is_waiting(state) {
+        HANDOVER_WAITING
+    } else {
+        HANDOVER_TAKEN
+    }
 }
 
 #[inline(always)]
@@ -140,8 +184,12 @@ fn try_setsockopt(ctx: &SockoptContext) -> Option<()> {
         // Before it connects to the application: which client the application shall see. Only sockets of a workload of the
         // same enrolment will believe it.
         SOCKET_OPTION_CLAIM_PEER => state.claimed_peer = address_from(ctx.value::<20>()?),
-        SOCKET_OPTION_JOIN => join::join(state, &flow_from(ctx.value::<48>()?))?,
-        SOCKET_OPTION_SETTLE => join::settle(state, u32::from_ne_bytes(*ctx.value::<4>()?))?,
+        SOCKET_OPTION_JOIN if state.is(SocketState::IN_MAP) => {
+            evidence::join(&Maps, state, u64::from_ne_bytes(*ctx.value::<8>()?))?;
+        }
+        SOCKET_OPTION_SETTLE if state.is(SocketState::IN_MAP) => {
+            evidence::settle(&Maps, state, u32::from_ne_bytes(*ctx.value::<4>()?))?;
+        }
         _ => return None,
     }
     ctx.taken();

@@ -2,7 +2,11 @@
 
 use core::ptr;
 
-use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockContext};
+use aya_ebpf::{
+    EbpfContext,
+    helpers::bpf_get_socket_cookie,
+    programs::{SkLookupContext, SockAddrContext, SockContext},
+};
 use sidecar_common::address::{Address, Ip};
 
 use super::socket::Socket;
@@ -28,6 +32,7 @@ pub fn created(ctx: &SockContext) -> Option<(Socket, u32, u32, u32)> {
 /// cgroup/connect and cgroup/getpeername: the address that the caller gave or will get.
 pub trait UserAddress {
     fn socket(&self) -> Option<Socket>;
+    fn cookie(&self) -> u64;
     fn kind(&self) -> (u32, u32);
     fn address4(&self) -> Address;
     fn address6(&self) -> Address;
@@ -40,6 +45,12 @@ impl UserAddress for SockAddrContext {
     fn socket(&self) -> Option<Socket> {
         // SAFETY: a context field.
         Socket::new(unsafe { (*self.sock_addr).__bindgen_anon_1.sk })
+    }
+
+    #[inline(always)]
+    fn cookie(&self) -> u64 {
+        // SAFETY: the helper takes this context.
+        unsafe { bpf_get_socket_cookie(self.as_ptr()) }
     }
 
     /// Socket type and protocol.

@@ -48,11 +48,15 @@ impl Ends for SockOpsContext {
     }
 }
 
+/// `BPF_SOCK_OPS_STATE_CB_FLAG`
+const STATE_CB_FLAG: i32 = 4;
+
 /// What the sock_ops programs need beyond aya's accessors.
 pub trait Operation {
     fn socket(&self) -> Option<Socket>;
     fn cookie(&self) -> u64;
     fn netns_cookie(&self) -> u64;
+    fn watch_close(&self) -> Option<()>;
     #[expect(
         clippy::mut_from_ref,
         reason = "aya's SockHash::update wants it so; the context outlives the call"
@@ -82,6 +86,13 @@ impl Operation for SockOpsContext {
     fn netns_cookie(&self) -> u64 {
         // SAFETY: the helper takes this context.
         unsafe { bpf_get_netns_cookie(self.as_ptr()) }
+    }
+
+    /// Asks for a call when the socket's state changes, beside what other programs have asked for.
+    #[inline(always)]
+    fn watch_close(&self) -> Option<()> {
+        self.set_cb_flags(self.cb_flags() as i32 | STATE_CB_FLAG)
+            .ok()
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use core::ptr;
 
 use aya_ebpf::programs::SockoptContext;
-use sidecar_common::{address::Address, flow::FlowKey};
+use sidecar_common::address::Address;
 
 use super::socket::Socket;
 
@@ -72,18 +72,4 @@ impl SocketOption for SockoptContext {
 pub fn address_from(bytes: &[u8; 20]) -> Address {
     // SAFETY: plain data of that size; alignment is not assumed.
     unsafe { ptr::read_unaligned(bytes.as_ptr().cast()) }
-}
-
-/// Bytes of a [`FlowKey`] that came through setsockopt.
-#[inline(always)]
-pub fn flow_from(bytes: &[u8; 48]) -> FlowKey {
-    // SAFETY: as above.
-    unsafe { ptr::read_unaligned(bytes.as_ptr().cast()) }
-}
-
-/// A [`FlowKey`] for getsockopt.
-#[inline(always)]
-pub fn flow_bytes(flow: FlowKey) -> [u8; 48] {
-    // SAFETY: plain data without padding.
-    unsafe { core::mem::transmute(flow) }
 }

@@ -5,6 +5,8 @@ use aya_ebpf::{
     helpers::{bpf_probe_read_kernel_buf, generated::bpf_skc_to_tcp_sock},
 };
 
+use sidecar_ebpf::evidence::Tcp;
+
 use super::LOAD_CONSTANTS;
 
 /// A socket that a context points at; not null.
@@ -24,9 +26,13 @@ impl Socket {
         unsafe { (*self.0).state }
     }
 
-    /// The kernel's `tcp_sock`, to be read with `probe`.
+    /// The kernel's `tcp_sock`, to be read with `probe`. `None` where redirect is off.
     #[inline(always)]
     pub fn tcp(self) -> Option<TcpSocket> {
+        // Constant when the verifier looks: without the kernel's types it would refuse what follows.
+        if LOAD_CONSTANTS.load().redirect == 0 {
+            return None;
+        }
         // SAFETY: the helper takes any socket and returns null if it is not TCP.
         let tcp = unsafe { bpf_skc_to_tcp_sock(self.0.cast()) };
         if tcp.is_null() {
@@ -53,21 +59,23 @@ impl TcpSocket {
     pub fn from_word(word: u64) -> Self {
         Self(word as *const u8)
     }
+}
 
+impl Tcp for TcpSocket {
     #[inline(always)]
-    pub fn copied_seq(self) -> Option<u32> {
+    fn copied_seq(&self) -> Option<u32> {
         probe(self.0, LOAD_CONSTANTS.load().copied_seq).map(u32::from_ne_bytes)
     }
 
     #[inline(always)]
-    pub fn write_seq(self) -> Option<u32> {
+    fn write_seq(&self) -> Option<u32> {
         probe(self.0, LOAD_CONSTANTS.load().write_seq).map(u32::from_ne_bytes)
     }
 
     /// Whether reads and writes of the application return at once (`O_NONBLOCK`); `None` before it has a descriptor
     /// for the socket.
     #[inline(always)]
-    pub fn is_nonblocking(self) -> Option<bool> {
+    fn is_nonblocking(&self) -> Option<bool> {
         const O_NONBLOCK: u32 = 0o4000;
         let constants = LOAD_CONSTANTS.load();
         let socket = pointer(self.0 as u64, constants.sk_socket).filter(|s| *s != 0)?;
@@ -78,14 +86,14 @@ impl TcpSocket {
 
     /// Whether a protocol such as kernel TLS sits on top.
     #[inline(always)]
-    pub fn has_ulp(self) -> bool {
+    fn has_ulp(&self) -> bool {
         pointer(self.0 as u64, LOAD_CONSTANTS.load().ulp_ops) != Some(0)
     }
 
     /// Whether the socket's redirected bytes have all been read. The list head of `sk_psock.ingress_msg`
     /// points to itself when it is empty; the low bits of `sk_user_data` are flags.
     #[inline(always)]
-    pub fn ingress_is_empty(self) -> bool {
+    fn ingress_is_empty(&self) -> bool {
         let constants = LOAD_CONSTANTS.load();
         let Some(user_data) = probe(self.0, constants.sk_user_data).map(u64::from_ne_bytes) else {
             return false;
@@ -102,6 +110,10 @@ impl TcpSocket {
 
 #[inline(always)]
 pub(super) fn probe<const N: usize>(base: *const u8, offset: u32) -> Option<[u8; N]> {
+    // Constant when the verifier looks: a kernel that is locked down has no such helper.
+    if LOAD_CONSTANTS.load().redirect == 0 {
+        return None;
+    }
     let mut bytes = [0; N];
     // SAFETY: the helper checks the address itself and fails instead of faulting.
     unsafe { bpf_probe_read_kernel_buf(base.wrapping_add(offset as usize), &mut bytes) }.ok()?;

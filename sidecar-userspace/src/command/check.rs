@@ -160,7 +160,7 @@ fn kernel(findings: &mut Findings) {
 }
 
 fn btf(findings: &mut Findings) {
-    match features::tunables() {
+    match features::constants() {
         Ok(_) => findings.ok("BTF", "structures of the running kernel are known"),
         Err(error) => {
             findings.warn(

@@ -168,7 +168,9 @@ async fn reset_if_caught(event: &Event, tables: &Tables) {
     let Ok(cookie) = socket_cookie(&socket) else {
         return;
     };
-    let Some((flow, redirected)) = tables.received_by(cookie) else {
+    let (Some(redirected), Some(state)) =
+        (tables.redirected_to(cookie), tables.socket_state(&socket))
+    else {
         return;
     };
     let waiting = |socket: BorrowedFd<'_>| rustix::io::ioctl_fionread(socket).unwrap_or(0);
@@ -180,7 +182,7 @@ async fn reset_if_caught(event: &Event, tables: &Tables) {
     if waiting(socket.as_fd()) < before {
         return;
     }
-    let (local, remote) = (SocketAddr::from(flow.local), SocketAddr::from(flow.remote));
+    let (local, remote) = (state.flow.local.into(), state.flow.remote.into());
     match diag::destroy_of(event.pid, local, remote) {
         Ok(()) => warn!(%local, %remote, "reset: redirected bytes wait for a reader that splices"),
         Err(error) => {

@@ -14,7 +14,6 @@ use aya::{
     programs::{Program, ProgramError, SkMsg},
 };
 use sidecar_common::{
-    flow::FlowKey,
     names,
     settings::{LoadConstants, MAX_WORKLOADS},
 };
@@ -148,7 +147,7 @@ pub fn attach_relay(bpf: &mut Ebpf, pins: &Pins, ours: bool) -> Result<(), LoadE
         let flows = bpf
             .map(names::FLOWS)
             .ok_or(LoadError::Missing(names::FLOWS))?;
-        let flows = SockHash::<_, FlowKey>::try_from(flows).map_err(map_error)?;
+        let flows = SockHash::<_, u64>::try_from(flows).map_err(map_error)?;
         let flows = flows.fd().try_clone().map_err(|e| map_error(e.into()))?;
         let refused = |source| LoadError::Program { name, source };
         let stub: &mut SkMsg = program(bpf, name)?;

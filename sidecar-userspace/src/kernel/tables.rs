@@ -7,21 +7,28 @@ use std::{collections::BTreeMap, os::fd::AsRawFd, path::Path};
 use aya::{
     Ebpf,
     maps::{
-        Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap, lpm_trie::LpmTrie,
+        Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap,
+        lpm_trie::LpmTrie,
     },
     util::nr_cpus,
 };
 use sidecar_common::{
-    flow::{FlowKey, HalfFlow},
+    flow::{FlowKey, HalfFlow, Rendezvous},
     names,
     record::{Counter, Counters},
-    settings::{Cgroup as CgroupEntry, CidrTarget, DenyTarget, ListeningKey, PortKey, Workload},
-    socket_state::{Handover, SocketState},
+    settings::{
+        Cgroup as CgroupEntry, CidrTarget, DenyTarget, ListeningKey, MAX_HANDOVERS, PortKey,
+        Workload,
+    },
+    socket_state::SocketState,
 };
 
 use super::load::LoadError;
 
 const ANY: u64 = 0;
+
+/// What the sockets of one workload leave for each other.
+type Handovers = HashMap<MapData, FlowKey, Rendezvous>;
 
 /// Typed handles of the shared maps.
 pub struct Tables {
@@ -35,8 +42,9 @@ pub struct Tables {
     sockets: SkStorage<MapData, SocketState>,
     profiles: HashMap<MapData, PortKey, sidecar_common::record::Profile>,
     counters: PerCpuArray<MapData, Counters>,
-    pending: HashMap<MapData, FlowKey, Handover>,
-    directions: HashMap<MapData, FlowKey, HalfFlow>,
+    handovers: ArrayOfMaps<MapData, Handovers>,
+    pairings: HashMap<MapData, FlowKey, Rendezvous>,
+    half_flows: HashMap<MapData, u64, HalfFlow>,
     probes: HashMap<MapData, FlowKey, u64>,
     probes_lost: PerCpuArray<MapData, u64>,
 }
@@ -75,8 +83,9 @@ impl Tables {
             sockets: typed(bpf, names::SOCKETS)?,
             profiles: typed(bpf, names::PROFILES)?,
             counters: typed(bpf, names::COUNTERS)?,
-            pending: typed(bpf, names::HANDOVERS)?,
-            directions: typed(bpf, names::HALF_FLOWS)?,
+            handovers: typed(bpf, names::HANDOVERS)?,
+            pairings: typed(bpf, names::PAIRINGS)?,
+            half_flows: typed(bpf, names::HALF_FLOWS)?,
             probes: typed(bpf, names::KUBELET_CONNECTIONS)?,
             probes_lost: typed(bpf, names::KUBELET_CONNECTIONS_LOST)?,
         })
@@ -95,8 +104,9 @@ impl Tables {
             sockets: pinned(directory, names::SOCKETS, Map::SkStorage)?,
             profiles: pinned(directory, names::PROFILES, Map::HashMap)?,
             counters: pinned(directory, names::COUNTERS, Map::PerCpuArray)?,
-            pending: pinned(directory, names::HANDOVERS, Map::HashMap)?,
-            directions: pinned(directory, names::HALF_FLOWS, Map::HashMap)?,
+            handovers: pinned(directory, names::HANDOVERS, Map::ArrayOfMaps)?,
+            pairings: pinned(directory, names::PAIRINGS, Map::LruHashMap)?,
+            half_flows: pinned(directory, names::HALF_FLOWS, Map::HashMap)?,
             probes: pinned(directory, names::KUBELET_CONNECTIONS, Map::HashMap)?,
             probes_lost: pinned(directory, names::KUBELET_CONNECTIONS_LOST, Map::PerCpuArray)?,
         })
@@ -110,8 +120,9 @@ impl Tables {
             (names::CIDRS, self.cidrs.keys().count()),
             (names::DENIALS, self.denials.keys().count()),
             (names::LISTENING, self.listening.keys().count()),
-            (names::HANDOVERS, self.pending.keys().count()),
-            (names::HALF_FLOWS, self.directions.keys().count()),
+            (names::HANDOVERS, self.waiting_handovers()),
+            (names::PAIRINGS, self.pairings.keys().count()),
+            (names::HALF_FLOWS, self.half_flows.keys().count()),
             (names::KUBELET_CONNECTIONS, self.probes.keys().count()),
             (names::PROFILES, self.profiles.keys().count()),
         ]))
@@ -180,6 +191,11 @@ impl Tables {
             .map_err(of(names::SOCKETS))
     }
 
+    /// What the kernel half remembers of a socket.
+    pub fn socket_state(&self, socket: &impl AsRawFd) -> Option<SocketState> {
+        self.sockets.get(socket, 0).ok()
+    }
+
     pub fn add_listening(&mut self, key: ListeningKey) -> Result<(), LoadError> {
         self.listening
             .insert(key, 1, ANY)
@@ -190,6 +206,27 @@ impl Tables {
     pub fn forget_listening(&mut self, key: ListeningKey) {
         // Not there: that is what is wanted.
         let _ = self.listening.remove(&key);
+    }
+
+    /// Gives the workload in `slot` a map of its own for what its sockets hand over, empty.
+    pub fn make_handovers(&mut self, slot: u32) -> Result<(), LoadError> {
+        const NO_PREALLOC: u32 = 1;
+        let made = Handovers::create(MAX_HANDOVERS, NO_PREALLOC).map_err(of(names::HANDOVERS))?;
+        self.handovers
+            .set(slot, &made, ANY)
+            .map_err(of(names::HANDOVERS))
+    }
+
+    /// What the workload in `slot` has handed over and nobody has taken.
+    pub fn handovers_of(&self, slot: u32) -> Vec<(FlowKey, Rendezvous)> {
+        let handovers = self.handovers.get(&slot, 0);
+        let entries = handovers.map(|handovers| handovers.iter().flatten().collect());
+        entries.unwrap_or_default()
+    }
+
+    fn waiting_handovers(&self) -> usize {
+        let slots = 0..self.handovers.len();
+        slots.map(|slot| self.handovers_of(slot).len()).sum()
     }
 
     /// Forgets everything about the workload in `slot`.
@@ -232,12 +269,10 @@ impl Tables {
         }
     }
 
-    /// The flow of the socket with `cookie`, and the bytes that were ever redirected to it.
-    pub fn received_by(&self, cookie: u64) -> Option<(FlowKey, u64)> {
-        let mut directions = self.directions.iter().flatten();
-        directions
-            .find(|(_, direction)| direction.receiver == cookie)
-            .map(|(flow, direction)| (flow, direction.sent_bytes))
+    /// Bytes that were ever redirected to the socket with `cookie`, if it is in the map.
+    pub fn redirected_to(&self, cookie: u64) -> Option<u64> {
+        let half = self.half_flows.get(&cookie, 0).ok()?;
+        Some(half.received_bytes)
     }
 
     /// Connections of the kubelet that found the map full: pods took them for anybody's.

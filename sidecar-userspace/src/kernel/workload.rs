@@ -86,6 +86,7 @@ impl Attached {
         let proxy = subject.proxy.id()?;
         // Before anything is attached: nothing may be steered by what a former sidecar said.
         tables.clear(pins.slot);
+        tables.make_handovers(pins.slot)?;
         tables.set_cgroup(proxy, role(pins.slot, ROLE_PROXY))?;
         let mut links = Links::attach(shared, subject.application, subject.proxy)?;
         links.attach_lookup(lookup.unwrap_or(shared), subject.namespace)?;

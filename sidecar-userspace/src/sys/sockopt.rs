@@ -7,13 +7,13 @@ use std::{
     time::Duration,
 };
 
+use rustix::net::sockopt::socket_cookie;
 use sidecar_common::{
     address::Address,
-    flow::FlowKey,
     layout::{
-        SEND_WINDOW_TCP, SEND_WINDOW_UNDECIDED, SOCKET_OPTION_CLAIM_PEER, SOCKET_OPTION_FLOW,
-        SOCKET_OPTION_JOIN, SOCKET_OPTION_JOINED_BYTES, SOCKET_OPTION_LEVEL,
-        SOCKET_OPTION_SEND_WINDOW, SOCKET_OPTION_SETTLE,
+        HANDOVER_FAILED, HANDOVER_WAITING, SEND_WINDOW_TCP, SEND_WINDOW_UNDECIDED,
+        SOCKET_OPTION_BYPASSED_BYTES, SOCKET_OPTION_CLAIM_PEER, SOCKET_OPTION_HANDOVER,
+        SOCKET_OPTION_JOIN, SOCKET_OPTION_LEVEL, SOCKET_OPTION_SEND_WINDOW, SOCKET_OPTION_SETTLE,
     },
 };
 
@@ -56,16 +56,32 @@ pub fn room(socket: &impl AsFd) -> Answer {
     }
 }
 
+/// What became of a claim, see [`claim_peer`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handover {
+    /// The accepted socket has it; also where no kernel half is attached.
+    Taken,
+    /// Nobody has taken it: the listener was made outside the workload, and shows the proxy's address.
+    Waiting,
+    /// There was no room for it.
+    Failed,
+}
+
+/// Asks the kernel half whether what was claimed has reached the other end of a connected `socket`.
+pub fn handover(socket: &impl AsFd) -> Handover {
+    match get(socket, SOCKET_OPTION_LEVEL, SOCKET_OPTION_HANDOVER, 0_u32) {
+        Ok(HANDOVER_FAILED) => Handover::Failed,
+        Ok(HANDOVER_WAITING) => Handover::Waiting,
+        _ => Handover::Taken,
+    }
+}
+
 /// Tells the kernel half that every byte is relayed as it is between the two sockets, both ways. Fails where messages to one
 /// of them are never redirected.
 pub fn join(one: &impl AsFd, other: &impl AsFd) -> io::Result<()> {
-    let other = get(
-        other,
-        SOCKET_OPTION_LEVEL,
-        SOCKET_OPTION_FLOW,
-        FlowKey::default(),
-    )?;
-    set(one, SOCKET_OPTION_LEVEL, SOCKET_OPTION_JOIN, other)
+    let cookies = (socket_cookie(one)?, socket_cookie(other)?);
+    set(one, SOCKET_OPTION_LEVEL, SOCKET_OPTION_JOIN, cookies.1)?;
+    set(other, SOCKET_OPTION_LEVEL, SOCKET_OPTION_JOIN, cookies.0)
 }
 
 /// Tells the kernel half that everything for the application at the other end of `socket` is written, `bytes` since the
@@ -81,8 +97,8 @@ pub fn settle(socket: &impl AsFd, bytes: u64) -> io::Result<()> {
 }
 
 /// Bytes for `socket` that went past it to where [`join`] leads.
-pub fn joined_bytes(socket: &impl AsFd) -> io::Result<u64> {
-    get(socket, SOCKET_OPTION_LEVEL, SOCKET_OPTION_JOINED_BYTES, 0)
+pub fn bypassed_bytes(socket: &impl AsFd) -> io::Result<u64> {
+    get(socket, SOCKET_OPTION_LEVEL, SOCKET_OPTION_BYPASSED_BYTES, 0)
 }
 
 /// Accepts data in the SYN (RFC 7413) on a listening socket, for up to `pending` connections at once. Has an
@@ -139,7 +155,6 @@ impl Plain for i32 {}
 impl Plain for u32 {}
 impl Plain for u64 {}
 impl Plain for Address {}
-impl Plain for FlowKey {}
 
 fn set<T: Plain>(socket: &impl AsFd, level: i32, name: i32, value: T) -> io::Result<()> {
     // SAFETY: the option's value is live, initialised and of the length that is given.

@@ -99,8 +99,8 @@ impl Join {
     pub fn bytes<S: AsFd>(&self, client: &S, upstream: &S) -> (u64, u64) {
         match self {
             Self::Joined(_) => (
-                sockopt::joined_bytes(client).unwrap_or(0),
-                sockopt::joined_bytes(upstream).unwrap_or(0),
+                sockopt::bypassed_bytes(client).unwrap_or(0),
+                sockopt::bypassed_bytes(upstream).unwrap_or(0),
             ),
             Self::Waiting(_) | Self::Never => (0, 0),
         }
@@ -120,7 +120,7 @@ impl Settling {
             self.possible = false;
             return false;
         }
-        let joined_bytes = sockopt::joined_bytes(direction.from).unwrap_or(0);
+        let joined_bytes = sockopt::bypassed_bytes(direction.from).unwrap_or(0);
         self.pause_turns = match joined_bytes == self.joined_bytes {
             true => (self.pause_turns * 2 + 1).min(RAREST),
             false => 0,
