@@ -169,6 +169,7 @@ fn worker() -> Worker {
     let (log, _writer) = AccessLog::start(&silent, &metrics).unwrap();
     let own_ports = OwnPorts {
         outbound: 0,
+        steered: 0,
         inbound: 0,
     };
     let shared = Shared {

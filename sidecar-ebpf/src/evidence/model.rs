@@ -787,9 +787,5 @@ fn it_catches_the_absence_of_evidence() {
         assert!(node.fault.is_some(), "{naive} goes unnoticed");
     }
     let node = play(7, 0, true, 1_000_000);
-    eprintln!(
-        "{:?} joined {} peer {} equal {} delivered {}",
-        node.fault, node.joined, node.to_peer, node.equal_addresses, node.delivered
-    );
     assert!(node.fault.is_some(), "equal addresses go unnoticed");
 }

@@ -51,7 +51,7 @@ async fn proxied(
 ) -> Result<ExitCode> {
     let listeners = listeners(&snapshot, agent.as_deref()).await?;
     let handles = agent.as_ref().map(|_| listeners.handles()).transpose()?;
-    let outbound_port = listeners.ports.outbound;
+    let outbound_port = listeners.ports.steered;
     let metrics = Arc::new(Metrics::new().context("metrics")?);
     let readiness = Readiness::default();
     let steering = watch::Sender::new(Steering::from(&snapshot));

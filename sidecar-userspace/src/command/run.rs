@@ -100,7 +100,7 @@ async fn proxied(
         .inbound_fds()
         .next()
         .context("no inbound listener")?;
-    enrolment.steer(subject, listeners.ports.outbound, inbound)?;
+    enrolment.steer(subject, listeners.ports.steered, inbound)?;
     let mut proxy = Proxy::new(config.clone(), listeners, metrics);
     proxy.readiness = readiness;
     proxy.log_filter = super::log_filter();

@@ -112,8 +112,10 @@ pub struct Redirect {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Listeners {
-    /// The application's steered connections, and the explicit proxy; loopback only.
+    /// The explicit proxy, and what others than the kernel half redirect to the sidecar; loopback only.
     pub outbound: Option<Setting<ListenPort>>,
+    /// The application's steered connections; loopback only. Whoever connects here without having been steered is refused.
+    pub steered: Option<Setting<ListenPort>>,
     /// Steered connections from elsewhere.
     pub inbound: Option<Setting<ListenPort>>,
     /// Administration; loopback only.

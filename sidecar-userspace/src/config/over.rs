@@ -132,6 +132,7 @@ impl OverInbound {
 
 fn listeners(over: Listeners, base: &mut Listeners) {
     replace(&mut base.outbound, over.outbound);
+    replace(&mut base.steered, over.steered);
     replace(&mut base.inbound, over.inbound);
     replace(&mut base.admin, over.admin);
     replace(&mut base.metrics, over.metrics);

@@ -95,6 +95,7 @@ fn defaults() -> Value {
         "failRule": fail_rule.word(),
         "listeners": {
             "outbound": listeners.outbound,
+            "steered": listeners.steered,
             "inbound": listeners.inbound,
             "admin": listeners.admin,
             "metrics": listeners.metrics,

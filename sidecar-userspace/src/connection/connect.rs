@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     model::Protocol,
-    sys::sockopt,
+    sys::sockopt::{self, Handover},
     tls::{self, Carried, Secured},
 };
 
@@ -184,6 +184,8 @@ async fn dial(
     })
 }
 
+const NOT_HANDED_OVER: &str = "the workload has too many connections under way for the application to be told the client's address";
+
 async fn dial_unbounded(context: &ConnectionContext, address: SocketAddr) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()
@@ -192,11 +194,15 @@ async fn dial_unbounded(context: &ConnectionContext, address: SocketAddr) -> io:
     }?;
     // For small messages.
     socket.set_nodelay(true)?;
-    if context.direction == Direction::Inbound {
-        // The application shall see the real client. Without a kernel half it sees the proxy.
-        let _ = sockopt::claim_peer(&socket, context.peer);
+    // The application shall see the real client. Without a kernel half it sees the proxy.
+    let claimed = context.direction == Direction::Inbound
+        && sockopt::claim_peer(&socket, context.peer).is_ok();
+    let stream = socket.connect(address).await?;
+    // It may not be shown a false one where the kernel half has no room left.
+    if claimed && sockopt::handover(&stream) == Handover::Failed {
+        return Err(io::Error::other(NOT_HANDED_OVER));
     }
-    socket.connect(address).await
+    Ok(stream)
 }
 
 /// With several endpoints to try, a silent one may not use up the time of all: a third of what is left at

@@ -57,7 +57,7 @@ pub(crate) struct AdminListeners {
 /// The sockets of one worker.
 #[derive(Debug)]
 pub(crate) struct WorkerListeners {
-    /// Loopback, IPv4 and, where the host has it, IPv6.
+    /// Loopback, IPv4 and, where the host has it, IPv6: the explicit proxy's, then those of steered connections.
     pub outbound: Vec<TcpListener>,
     /// Every address, both families.
     pub inbound: TcpListener,
@@ -67,7 +67,7 @@ pub(crate) struct WorkerListeners {
 #[error("cannot listen on {address} for {purpose} connections: {source}")]
 pub struct ListenError {
     pub address: SocketAddr,
-    /// `outbound`, `inbound`, `admin`, `metrics` or `health`.
+    /// `outbound`, `steered`, `inbound`, `admin`, `metrics` or `health`.
     pub purpose: &'static str,
     pub source: io::Error,
 }
@@ -99,10 +99,16 @@ impl Listeners {
             },
         };
         let loopback = if has_v6 { vec![v4, v6] } else { vec![v4] };
-        let outbound = bind_group(&loopback, configured.outbound, timeouts, workers)?;
+        let mut outbound = bind_group(&loopback, configured.outbound, timeouts, workers)?;
+        let steered = Kind::all(&loopback, "steered");
+        let steered = bind_group(&steered, configured.steered, timeouts, workers)?;
+        for (worker, steered_sockets) in outbound.sockets.iter_mut().zip(steered.sockets) {
+            worker.extend(steered_sockets);
+        }
         let inbound = bind_group(&[any], configured.inbound, timeouts, workers)?;
         let ports = OwnPorts {
             outbound: outbound.port,
+            steered: steered.port,
             inbound: inbound.port,
         };
         let workers = outbound
@@ -182,6 +188,7 @@ impl Listeners {
         let first = taken.first();
         let ports = OwnPorts {
             outbound: port(first.and_then(|worker| worker.outbound.first()))?,
+            steered: port(first.and_then(|worker| worker.outbound.last()))?,
             inbound: port(first.map(|worker| &worker.inbound))?,
         };
         Ok(Self {
@@ -283,6 +290,12 @@ fn try_bind_group(
 }
 
 impl Kind {
+    /// The same addresses for another purpose.
+    fn all(kinds: &[Self], purpose: &'static str) -> Vec<Self> {
+        let kinds = kinds.iter();
+        kinds.map(|kind| Self { purpose, ..*kind }).collect()
+    }
+
     fn is_supported(self) -> bool {
         Socket::new(self.domain(), Type::STREAM, None)
             .is_ok_and(|socket| socket.bind(&SocketAddr::new(self.ip, 0).into()).is_ok())
@@ -329,6 +342,7 @@ mod tests {
     fn sockets_that_are_taken_over_are_the_same() {
         let free = Configured {
             outbound: 0,
+            steered: 0,
             inbound: 0,
             admin: 0,
             metrics: "127.0.0.1:0".parse().unwrap(),
@@ -350,6 +364,7 @@ mod tests {
     fn families_share_a_port_and_a_second_proxy_is_noticed() {
         let free = Configured {
             outbound: 0,
+            steered: 0,
             inbound: 0,
             admin: 0,
             metrics: "127.0.0.1:0".parse().unwrap(),
@@ -359,7 +374,8 @@ mod tests {
         let first = Listeners::bind(&free, &Timeouts::default(), two).unwrap();
         assert_eq!(first.inbound_fds().count(), 2);
         for socket in first.workers.iter().flat_map(|worker| &worker.outbound) {
-            assert_eq!(socket.local_addr().unwrap().port(), first.ports.outbound);
+            let port = socket.local_addr().unwrap().port();
+            assert!([first.ports.outbound, first.ports.steered].contains(&port));
         }
         let taken = Configured {
             outbound: first.ports.outbound,

@@ -12,7 +12,8 @@ use super::{
 /// Where original destinations come from. The kernel in production; tests that have no kernel half give
 /// their own.
 pub trait OriginSource: Debug + Send + Sync {
-    /// The original destination of an accepted connection from `peer`, `None` if the client dialled the listener itself.
+    /// The original destination of an accepted connection from `peer`, `None` if the client dialled the explicit proxy's
+    /// listener itself.
     /// Errors are the operating system's.
     fn original(
         &self,
@@ -55,18 +56,34 @@ impl OriginSource for KernelOrigin {
                     false => Ok(Some(local)),
                 }
             }
-            // conntrack answers for connections that nobody steered too, with the listener's own address.
-            Direction::Outbound => Ok(asked()?.filter(|original| {
-                !(original.ip().is_loopback() && original.port() == self.own_ports.outbound)
-            })),
+            Direction::Outbound => {
+                // conntrack answers for connections that nobody steered too, with the listener's own address.
+                let own = |address: &SocketAddr| {
+                    address.ip().is_loopback()
+                        && [self.own_ports.outbound, self.own_ports.steered]
+                            .contains(&address.port())
+                };
+                let original = asked()?.filter(|original| !own(original));
+                // Not known is not the same as explicit: nothing may be guessed of where a steered connection wants to go.
+                match original.is_none() && accepted.local_addr()?.port() == self.own_ports.steered
+                {
+                    true => Err(io::Error::other(NOT_HANDED_OVER)),
+                    false => Ok(original),
+                }
+            }
         }
     }
 }
+
+const NOT_HANDED_OVER: &str =
+    "it was not steered here, or the workload had too many connections under way";
 
 /// The proxy's own listening ports, to notice connections that would come back to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OwnPorts {
     pub outbound: u16,
+    /// Where the kernel half sends connections.
+    pub steered: u16,
     pub inbound: u16,
 }
 
@@ -114,7 +131,7 @@ impl OwnPorts {
             Direction::Outbound => {
                 let here =
                     ip.is_loopback() || ip.is_unspecified() || ip == peer.ip().to_canonical();
-                here && (port == self.outbound || port == self.inbound)
+                here && [self.outbound, self.steered, self.inbound].contains(&port)
             }
         }
     }
@@ -148,6 +165,7 @@ mod tests {
     fn own_listeners_are_loops() {
         let own = OwnPorts {
             outbound: 15001,
+            steered: 15002,
             inbound: 15006,
         };
         let outbound = |original: &str, peer: &str| {
@@ -175,11 +193,20 @@ mod tests {
         let (accepted, peer) = listener.accept().await.unwrap();
         let own_ports = OwnPorts {
             outbound: address.port(),
+            steered: 2,
             inbound: 1,
         };
         let origin = KernelOrigin { own_ports };
         let original = |direction| origin.original(direction, &accepted, peer).unwrap();
         assert_eq!(original(Direction::Outbound), None);
         assert_eq!(original(Direction::Inbound), Some(address));
+        let own_ports = OwnPorts {
+            outbound: 2,
+            steered: address.port(),
+            inbound: 1,
+        };
+        let origin = KernelOrigin { own_ports };
+        let unknown = origin.original(Direction::Outbound, &accepted, peer);
+        assert!(unknown.is_err(), "taken for an explicit client");
     }
 }

@@ -101,6 +101,7 @@ impl Worker {
         let metrics = Arc::new(Metrics::new().unwrap());
         let own_ports = OwnPorts {
             outbound: 0,
+            steered: 0,
             inbound: 0,
         };
         let shared = Shared {

@@ -28,9 +28,10 @@ const METRICS_PORT: u16 = 15020;
 const HEALTH_PORT: u16 = 15021;
 
 /// TCP ports that the sidecar listens on, which no container of the pod can have.
-pub const PORTS: [(u16, &str); 5] = [
+pub const PORTS: [(u16, &str); 6] = [
     (15000, "admin"),
     (15001, "outbound"),
+    (15002, "steered"),
     (15006, "inbound"),
     (METRICS_PORT, "metrics"),
     (HEALTH_PORT, "health"),

@@ -45,8 +45,10 @@ pub struct Snapshot {
 /// Where the sidecar listens; port 0 takes a free one. Read at start only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listeners {
-    /// Steered connections of the application, and the explicit proxy; loopback, both families.
+    /// The explicit proxy; loopback, both families.
     pub outbound: u16,
+    /// Steered connections of the application; loopback, both families.
+    pub steered: u16,
     /// Steered connections from elsewhere.
     pub inbound: u16,
     /// Admin, loopback only.
@@ -196,6 +198,7 @@ impl Default for Listeners {
     fn default() -> Self {
         Self {
             outbound: 15001,
+            steered: 15002,
             inbound: 15006,
             admin: 15000,
             metrics: SocketAddr::from((Ipv4Addr::LOCALHOST, 15020)),

@@ -152,6 +152,7 @@ fn listeners(report: &mut Report, snapshot: &mut Snapshot, file: file::Listeners
     let listeners = &mut snapshot.listeners;
     let marks = [
         report.set(&mut listeners.outbound, file.outbound),
+        report.set(&mut listeners.steered, file.steered),
         report.set(&mut listeners.inbound, file.inbound),
         report.set(&mut listeners.admin, file.admin),
         report.set(&mut listeners.metrics, file.metrics),
@@ -159,6 +160,7 @@ fn listeners(report: &mut Report, snapshot: &mut Snapshot, file: file::Listeners
     ];
     let ports = [
         ("outbound", listeners.outbound),
+        ("steered", listeners.steered),
         ("inbound", listeners.inbound),
         ("admin", listeners.admin),
         ("metrics", listeners.metrics.port()),
