@@ -84,18 +84,24 @@ pub fn is_waiting(state: &SocketState) -> bool {
 /// Takes back what this socket has left.
 #[inline(always)]
 pub fn take_back(state: &mut SocketState) {
+    take_back_handover(state);
+    if state.is(SocketState::PAIRING) {
+        state.flags &= !SocketState::PAIRING;
+        if own_pairing(state).is_some() {
+            let _ = PAIRINGS.remove(&state.flow.peer().between_networks());
+        }
+    }
+}
+
+/// Takes back what this socket has left for its own workload.
+#[inline(always)]
+pub fn take_back_handover(state: &mut SocketState) {
     if state.is(SocketState::HANDOVER) {
         state.flags &= !SocketState::HANDOVER;
         if own_handover(state).is_some()
             && let Some(handovers) = of(state.workload)
         {
             let _ = handovers.remove(&state.flow.peer());
-        }
-    }
-    if state.is(SocketState::PAIRING) {
-        state.flags &= !SocketState::PAIRING;
-        if own_pairing(state).is_some() {
-            let _ = PAIRINGS.remove(&state.flow.peer().between_networks());
         }
     }
 }

@@ -158,7 +158,7 @@ fn connected(ctx: &SockOpsContext) -> Option<()> {
         let record = rendezvous::own_handover(state)?;
         if !read(record).is(Rendezvous::LOCAL) {
             // It left the namespace: nobody here will take it.
-            rendezvous::take_back(state);
+            rendezvous::take_back_handover(state);
         } else if is_within_workload(state) && !read(record).is(Rendezvous::TCP_ONLY) {
             enter(ctx, socket, state, record);
         }

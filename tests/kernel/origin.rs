@@ -142,7 +142,7 @@ fn an_unmodified_proxy_learns_the_original_destination() {
         let (a, b) = pods(world)?;
         // Where proxies are: what they do is not steered.
         let group = a.app_cgroup().with_file_name("proxy");
-        for (listen, to) in [("127.0.0.1:15001", b.v4(7000)), ("[::1]:15001", b.v6(7000))] {
+        for (listen, to) in [("127.0.0.1:15002", b.v4(7000)), ("[::1]:15002", b.v6(7000))] {
             let _server = b.serving("names", &["names", "--listen", &to.to_string()])?;
             let arguments = ["names", "--listen", listen, "--reuse-port"];
             let proxy = a.start_in(&group, "proxy", programs::traffic()?, &arguments)?;
