@@ -1,6 +1,6 @@
 module sidecar.internal/tests/peers/kubelet
 
-// What Debian 12 has, so that `cargo xtask setup` can install it there. The versions below are the newest that it builds.
+// What Debian 12 has, so that `cargo xtask setup` can install it there; the versions below suit it.
 go 1.19
 
 require (
