@@ -6,6 +6,7 @@ mod build;
 mod check;
 mod demo;
 mod documents;
+mod go;
 mod image;
 mod leftovers;
 mod linker;

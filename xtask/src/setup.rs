@@ -1,6 +1,6 @@
 //! `cargo xtask setup`: installs what is missing. Silent, and done in a moment, when all is there.
 
-use crate::{apt, linker, paths, process, step, toolchain::Toolchain};
+use crate::{apt, go, linker, paths, process, step, toolchain::Toolchain};
 use anyhow::{Context as _, Result};
 use std::{
     path::{Path, PathBuf},
@@ -33,6 +33,7 @@ pub fn ensure(needs: Needs) -> Result<()> {
             &listed(&paths::root().join("tests/packages.txt"))?,
         )?;
         python()?;
+        go::ensure()?;
         nextest()?;
     }
     Ok(())

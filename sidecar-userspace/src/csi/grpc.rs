@@ -1,6 +1,6 @@
 //! gRPC as far as a driver needs it: calls of one message each way, on HTTP/2 over a Unix socket of root's.
 
-use std::{convert::Infallible, rc::Rc};
+use std::{convert::Infallible, future::pending, io, rc::Rc, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
@@ -8,16 +8,24 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::TokioIo;
 use prost::Message;
-use tokio::net::UnixListener;
+use tokio::{
+    io::{AsyncWriteExt, join, simplex},
+    net::{UnixListener, UnixStream},
+    time::timeout,
+};
 use tracing::{debug, warn};
 
-use crate::{
-    endpoint::{self, UNBOUNDED},
-    http::executor::LocalExecutor,
-};
+use super::authority;
+use crate::{endpoint, http::executor::LocalExecutor};
 
 /// What the kubelet sends is some kilobytes.
 const MAX_BYTES: usize = 256 * 1024;
+/// The kubelet has a connection for each call, which takes milliseconds; others wait in the kernel's queue.
+const CONNECTIONS: usize = 64;
+/// Of one connection. The kubelet makes one at a time.
+const CALLS: u32 = 16;
+/// What a connection may last. The kubelet gives up a call after two minutes.
+const LONGEST: Duration = Duration::from_secs(300);
 /// A flag for compression and the length of the message.
 const PREFIX_BYTES: usize = 5;
 
@@ -61,20 +69,45 @@ pub fn decode<T: Message + Default>(message: Bytes) -> Result<T, Status> {
 
 /// Serves for as long as it is polled. Needs a local task set.
 pub async fn serve(listener: UnixListener, service: Rc<impl Service>) -> Infallible {
-    endpoint::accept(listener, "kubelet", UNBOUNDED, |stream| {
-        let service = service.clone();
-        let answer = service_fn(move |request: Request<Incoming>| {
-            let service = service.clone();
-            async move { Ok::<_, Infallible>(answer(&*service, request).await) }
-        });
-        let server = http2::Builder::new(LocalExecutor);
+    endpoint::accept(listener, "kubelet", CONNECTIONS, |stream| {
+        let served = connection(stream, service.clone());
         async move {
-            if let Err(error) = server.serve_connection(TokioIo::new(stream), answer).await {
-                debug!(%error, "a connection of the kubelet ended");
+            match timeout(LONGEST, served).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => debug!(%error, "a connection of the kubelet ended"),
+                Err(_) => debug!("a connection of the kubelet has lasted too long"),
             }
         }
     })
     .await
+}
+
+/// Answers the calls of a connection until it ends.
+async fn connection(stream: UnixStream, service: Rc<impl Service>) -> hyper::Result<()> {
+    let answer = service_fn(|request: Request<Incoming>| {
+        let service = service.clone();
+        async move { Ok::<_, Infallible>(answer(&*service, request).await) }
+    });
+    let (mut incoming, outgoing) = stream.into_split();
+    let (acceptable, mut forwarded) = simplex(authority::FRAME_BYTES);
+    let forwarding = async {
+        match authority::forward(&mut incoming, &mut forwarded).await {
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+                debug!(%error, "what the kubelet sends is not read on");
+            }
+            _ => {}
+        }
+        // The server sees an end, and answers what it has before it ends.
+        let _ = forwarded.shutdown().await;
+        pending().await
+    };
+    let mut server = http2::Builder::new(LocalExecutor);
+    server.max_concurrent_streams(CALLS);
+    let io = TokioIo::new(join(acceptable, outgoing));
+    tokio::select! {
+        ended = server.serve_connection(io, answer) => ended,
+        never = forwarding => never,
+    }
 }
 
 type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;

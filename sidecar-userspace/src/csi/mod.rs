@@ -8,10 +8,11 @@
 //! # Layout
 //!
 //! - [`message`], what the kubelet and we say, as far as it is looked at
-//! - [`grpc`], calls of one message each way, on HTTP/2
+//! - [`grpc`], calls of one message each way, on HTTP/2; [`authority`], so that HTTP/2 takes the kubelet's calls
 //! - [`registration`], how the kubelet learns of the driver; [`node`], what it asks of it
 //! - [`volume`], the mounts
 
+pub mod authority;
 pub mod grpc;
 pub mod message;
 pub mod node;

@@ -1,5 +1,5 @@
-//! The agent as a CSI driver, called by a real gRPC client that plays the kubelet: the volume is all that a pod needs of
-//! the node.
+//! The agent as a CSI driver, called by real gRPC clients that play the kubelet: gRPC's C core with all that must be refused,
+//! and Go's, which is the kubelet's own, in the kubelet's way. The volume is all that a pod needs of the node.
 
 use std::fs;
 
@@ -64,6 +64,29 @@ fn a_pod_enrols_through_a_volume() {
         agent.stop()?;
         let left: Vec<_> = fs::read_dir(directory.join("plugins_registry"))?.collect();
         ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn the_kubelets_own_client_registers_the_driver() {
+    World::play(|world| {
+        let directory = world.directory().join("kubelet");
+        let directory = directory.to_string_lossy();
+        let mut agent = Agent::start_with(world, &["--csi", &directory])?;
+        let node = world.workload("node")?;
+        let mut kubelet = node.start("kubelet", programs::peer("kubelet")?, &[&directory])?;
+        let published = kubelet.line("published ")?;
+        let _mounted = Mounted(published.trim_start_matches("published ").trim().to_owned());
+        let finished = kubelet.finish(SOON)?.success()?;
+        ensure!(finished.stdout.trim_end().ends_with("ok"), "{finished:?}");
+        let log = agent.log()?;
+        ensure!(
+            log.contains("refused by a test, 100 % «no»"),
+            "the refusal is not in the log: {log}"
+        );
+        ensure!(log.contains("registered with the kubelet"), "{log}");
+        agent.stop()?;
         Ok(())
     });
 }

@@ -44,11 +44,7 @@ pub fn traffic() -> Result<PathBuf> {
 
 /// The binary under test: `SIDECAR_BIN`, else what `cargo xtask build` made.
 pub fn sidecar() -> Result<PathBuf> {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .context("the tests stand in no workspace")?;
-    let target =
-        env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
+    let target = target()?;
     let built = ["test-release", "debug"].map(|profile| target.join(profile).join("sidecar"));
     let candidates: Vec<PathBuf> = match env::var_os("SIDECAR_BIN") {
         Some(path) => vec![path.into()],
@@ -73,14 +69,24 @@ fn interpreter() -> Result<PathBuf> {
     if let Some(python) = env::var_os("SIDECAR_PYTHON") {
         return Ok(python.into());
     }
-    let target = match env::var_os("CARGO_TARGET_DIR") {
-        Some(target) => target.into(),
-        None => Path::new(env!("CARGO_MANIFEST_DIR"))
-            .parent()
-            .context("the tests stand in no workspace")?
-            .join("target"),
-    };
-    Ok(target.join("venv/bin/python3"))
+    Ok(target()?.join("venv/bin/python3"))
+}
+
+/// Where cargo builds.
+fn target() -> Result<PathBuf> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("the tests stand in no workspace")?;
+    Ok(env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from))
+}
+
+/// A program in Go of tests/peers, which `cargo xtask setup` builds.
+pub fn peer(name: &str) -> Result<PathBuf> {
+    let path = target()?.join("peers").join(name);
+    if !path.is_file() {
+        bail!("{} is missing: run `cargo xtask setup`", path.display());
+    }
+    Ok(path)
 }
 
 /// Envoy: `SIDECAR_ENVOY`, else that of tests/requirements.txt, which `cargo xtask setup` installs.
