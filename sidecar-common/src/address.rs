@@ -2,7 +2,7 @@
 
 /// An IP address: 16 bytes in network order, IPv4 as `::ffff:a.b.c.d`.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Ip(pub [u32; 4]);
 
 /// The third word of a v4-mapped address, in network order.
@@ -13,6 +13,16 @@ impl Ip {
     #[inline(always)]
     pub const fn from_v4(word: u32) -> Self {
         Self([0, 0, V4_MAPPED, word])
+    }
+
+    /// `0.0.0.0` or `::`, of the same family.
+    #[inline(always)]
+    pub const fn any(&self) -> Self {
+        if self.is_v4() {
+            Self::from_v4(0)
+        } else {
+            Self([0; 4])
+        }
     }
 
     #[inline(always)]

@@ -10,8 +10,10 @@ pub const PORTS: &str = "PORTS";
 pub const CIDRS: &str = "CIDRS";
 /// Denied destinations by workload, port and prefix.
 pub const DENIALS: &str = "DENIALS";
-/// Ports on which workloads listen.
+/// Where workloads listen, a map for each.
 pub const LISTENING: &str = "LISTENING";
+/// Until when what is not in [`LISTENING`] is known to be closed, by workload.
+pub const CLOSED_UNTIL: &str = "CLOSED_UNTIL";
 /// The proxies' inbound listeners, by workload index; IPv4 at `2i`, IPv6 at `2i + 1`.
 pub const LISTENERS: &str = "LISTENERS";
 /// Socket storage.
@@ -39,13 +41,14 @@ pub const KUBELET_CONNECTIONS: &str = "KUBELET_CONNECTIONS";
 pub const KUBELET_CONNECTIONS_LOST: &str = "KUBELET_CONNECTIONS_LOST";
 
 /// Maps that every sidecar on the node shares, pinned by name.
-pub const SHARED_MAPS: [&str; 17] = [
+pub const SHARED_MAPS: [&str; 18] = [
     WORKLOADS,
     CGROUPS,
     PORTS,
     CIDRS,
     DENIALS,
     LISTENING,
+    CLOSED_UNTIL,
     LISTENERS,
     SOCKETS,
     HANDOVERS,

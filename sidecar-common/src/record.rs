@@ -68,9 +68,13 @@ pub enum Counter {
     ConnectRefused,
     /// The other end could not be told what it has to know: its proxy refuses the connection, or the proxy ends it.
     HandoverFailed,
+    /// Inbound connection refused: nobody listens there.
+    InboundClosed,
+    /// A place at which the application listens could not be remembered.
+    ListenerLost,
 }
 
-pub const COUNTERS: usize = 31;
+pub const COUNTERS: usize = 33;
 
 impl Counter {
     pub const ALL: [Self; COUNTERS] = [
@@ -105,6 +109,8 @@ impl Counter {
         Self::Denied,
         Self::ConnectRefused,
         Self::HandoverFailed,
+        Self::InboundClosed,
+        Self::ListenerLost,
     ];
 
     /// Name in metrics and in `inspect`.
@@ -141,6 +147,8 @@ impl Counter {
             Self::Denied => "denied",
             Self::ConnectRefused => "connect_refused",
             Self::HandoverFailed => "handover_failed",
+            Self::InboundClosed => "inbound_closed",
+            Self::ListenerLost => "listener_lost",
         }
     }
 

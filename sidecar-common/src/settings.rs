@@ -12,6 +12,9 @@ pub const MAX_HANDOVERS: u32 = 8192;
 /// Connections between workloads of the node at once that are being made and still find each other for redirect.
 pub const MAX_PAIRINGS: u32 = 16_384;
 
+/// Places at which one workload listens that are remembered. Where there are more, none counts as closed.
+pub const MAX_LISTENING: u32 = 4096;
+
 /// Connections of the kubelet at once at most.
 pub const MAX_KUBELET_CONNECTIONS: u32 = 16_384;
 
@@ -67,6 +70,8 @@ pub const WORKLOAD_ADAPTIVE: u32 = 32;
 pub const CAPTURE_WORKLOAD: u16 = 1;
 /// Inbound: ports with `PORT_CAPTURE` only.
 pub const CAPTURE_LISTED: u16 = 2;
+/// Inbound, in a network namespace of the workload's own: every port but those that are known to be closed.
+pub const CAPTURE_NAMESPACE: u16 = 3;
 
 /// A port of a workload, as destination (outbound) or as its own (inbound).
 #[repr(C)]
@@ -108,14 +113,19 @@ pub struct DenyTarget {
     pub ip: Ip,
 }
 
-/// A port on which a socket listens in a network namespace, on behalf of a workload.
+/// Where a socket of a workload listens. The value in the map is when that was noted, in nanoseconds of the monotonic clock,
+/// and [`LISTENING_EXCLUDED`].
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct ListeningKey {
-    pub netns: u64,
-    pub workload: u32,
+    /// `0.0.0.0` and `::` are every address of their family.
+    pub ip: Ip,
+    /// Host order.
     pub port: u32,
 }
+
+/// In the value: only processes of excluded cgroups listen there.
+pub const LISTENING_EXCLUDED: u64 = 1 << 63;
 
 /// Redirect on any map hit.
 pub const NAIVE_REDIRECT: u32 = 1;
@@ -161,7 +171,7 @@ const _: () = assert!(
         && size_of::<PortKey>() == 8
 );
 const _: () = assert!(
-    size_of::<ListeningKey>() == 16 && size_of::<LoadConstants>() == 52 && size_of::<Cgroup>() == 8
+    size_of::<ListeningKey>() == 20 && size_of::<LoadConstants>() == 52 && size_of::<Cgroup>() == 8
 );
 
 #[cfg(feature = "user")]

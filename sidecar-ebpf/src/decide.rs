@@ -4,8 +4,9 @@ use sidecar_common::{
     address::Ip,
     record::{Counter, Profile},
     settings::{
-        CAPTURE_LISTED, CAPTURE_WORKLOAD, PORT_CAPTURE, PORT_EXCLUDE, WORKLOAD_ENROLLED,
-        WORKLOAD_FAIL_CLOSED, WORKLOAD_PROXY_SPLICES, WORKLOAD_SPLICES, Workload,
+        CAPTURE_LISTED, CAPTURE_NAMESPACE, CAPTURE_WORKLOAD, PORT_CAPTURE, PORT_EXCLUDE,
+        WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, WORKLOAD_PROXY_SPLICES, WORKLOAD_SPLICES,
+        Workload,
     },
 };
 
@@ -45,21 +46,58 @@ pub fn connect(
     }
 }
 
-/// Whether a new inbound connection is for the proxy. `listening`: a socket of the workload listens on the
-/// port. A connection from the pod to its own address passes, else the proxy would call itself.
+/// What becomes of a new inbound connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inbound {
+    /// Leave alone: none of the proxy's.
+    Leave,
+    /// To the proxy.
+    Capture,
+    /// Refuse: nobody listens there.
+    Closed,
+}
+
+/// Whether anybody listens where a connection arrives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// Only processes that are left alone listen there.
+    Excluded,
+    Open,
+    Closed,
+    Unknown,
+}
+
+/// What becomes of a new connection to the workload that is none of its proxy's own. One from the pod to its own address
+/// passes. `rule`: of the port.
 #[inline(always)]
-pub fn capture(workload: &Workload, local: Ip, remote: Ip, listening: bool, port: u32) -> bool {
+pub fn inbound(workload: &Workload, local: Ip, remote: Ip, port: Port, rule: u32) -> Inbound {
     let own = remote.is_loopback()
         || (local.0[0] == remote.0[0]
             && local.0[1] == remote.0[1]
             && local.0[2] == remote.0[2]
             && local.0[3] == remote.0[3]);
-    let wanted = match workload.capture {
-        CAPTURE_WORKLOAD => listening || port & PORT_CAPTURE != 0,
-        CAPTURE_LISTED => port & PORT_CAPTURE != 0,
+    if workload.flags & WORKLOAD_ENROLLED == 0
+        || own
+        || rule & PORT_EXCLUDE != 0
+        || port as u32 == Port::Excluded as u32
+    {
+        return Inbound::Leave;
+    }
+    let captured = match workload.capture {
+        // What is not known is not let through.
+        CAPTURE_NAMESPACE => true,
+        CAPTURE_WORKLOAD => port as u32 == Port::Open as u32 || rule & PORT_CAPTURE != 0,
+        CAPTURE_LISTED => rule & PORT_CAPTURE != 0,
         _ => false,
     };
-    workload.flags & WORKLOAD_ENROLLED != 0 && !own && wanted && port & PORT_EXCLUDE == 0
+    if !captured {
+        Inbound::Leave
+    } else if workload.capture == CAPTURE_NAMESPACE && port as u32 == Port::Closed as u32 {
+        // Not passed on: a listener that has come since would be reached past the proxy.
+        Inbound::Closed
+    } else {
+        Inbound::Capture
+    }
 }
 
 /// What becomes of a captured inbound connection when the proxy has no listener.
@@ -297,31 +335,44 @@ mod tests {
 
     #[test]
     fn captures() {
-        assert!(capture(&workload(), POD, ELSEWHERE, true, 0));
-        assert!(capture(&workload(), POD, ELSEWHERE, false, PORT_CAPTURE));
-        assert!(!capture(&workload(), POD, ELSEWHERE, false, 0));
-        assert!(!capture(&workload(), POD, ELSEWHERE, true, PORT_EXCLUDE));
-        assert!(
-            !capture(&workload(), POD, POD, true, 0),
-            "the pod calls its own address"
-        );
-        assert!(!capture(&workload(), LOOPBACK, LOOPBACK, true, 0));
+        let on_shared = |port, rule| inbound(&workload(), POD, ELSEWHERE, port, rule);
+        assert_eq!(on_shared(Port::Open, 0), Inbound::Capture);
+        assert_eq!(on_shared(Port::Closed, PORT_CAPTURE), Inbound::Capture);
+        assert_eq!(on_shared(Port::Closed, 0), Inbound::Leave);
+        assert_eq!(on_shared(Port::Unknown, 0), Inbound::Leave);
+        assert_eq!(on_shared(Port::Open, PORT_EXCLUDE), Inbound::Leave);
+        let to_itself = inbound(&workload(), POD, POD, Port::Open, 0);
+        assert_eq!(to_itself, Inbound::Leave, "the pod calls its own address");
+        let loopback = inbound(&workload(), LOOPBACK, LOOPBACK, Port::Open, 0);
+        assert_eq!(loopback, Inbound::Leave);
         let listed = Workload {
             capture: CAPTURE_LISTED,
             ..workload()
         };
-        assert!(!capture(&listed, POD, ELSEWHERE, true, 0));
-        assert!(capture(&listed, POD, ELSEWHERE, true, PORT_CAPTURE));
-        assert!(!capture(
-            &Workload {
-                flags: 0,
-                ..workload()
-            },
-            POD,
-            ELSEWHERE,
-            true,
-            PORT_CAPTURE
-        ));
+        let listed = |rule| inbound(&listed, POD, ELSEWHERE, Port::Open, rule);
+        assert_eq!(listed(0), Inbound::Leave);
+        assert_eq!(listed(PORT_CAPTURE), Inbound::Capture);
+        let gone = Workload {
+            flags: 0,
+            ..workload()
+        };
+        let gone = inbound(&gone, POD, ELSEWHERE, Port::Open, PORT_CAPTURE);
+        assert_eq!(gone, Inbound::Leave);
+    }
+
+    #[test]
+    fn in_a_namespace_of_its_own_what_is_not_known_is_captured() {
+        let own = Workload {
+            capture: CAPTURE_NAMESPACE,
+            ..workload()
+        };
+        let own = |port, rule| inbound(&own, POD, ELSEWHERE, port, rule);
+        assert_eq!(own(Port::Open, 0), Inbound::Capture);
+        assert_eq!(own(Port::Unknown, 0), Inbound::Capture);
+        assert_eq!(own(Port::Closed, 0), Inbound::Closed);
+        assert_eq!(own(Port::Closed, PORT_CAPTURE), Inbound::Closed);
+        assert_eq!(own(Port::Open, PORT_EXCLUDE), Inbound::Leave);
+        assert_eq!(own(Port::Excluded, 0), Inbound::Leave);
     }
 
     #[test]

@@ -2,18 +2,19 @@
 
 use aya_ebpf::{Global, macros::sk_lookup, programs::SkLookupContext};
 use sidecar_common::{
+    address::Address,
     flow::{FlowKey, Rendezvous},
     record::{Counter, EVENT_INBOUND_REFUSED},
-    settings::{INBOUND, ListeningKey, Workload},
+    settings::{INBOUND, LISTENING_EXCLUDED, ListeningKey, Workload},
 };
-use sidecar_ebpf::decide;
+use sidecar_ebpf::decide::{self, Inbound, Port};
 
 use crate::{
     connect::port_rule,
-    context::{packet, read, update},
+    context::{now_ns, packet, read, update},
     counters::{count, event},
     kubelet::is_of_kubelet,
-    maps::{LISTENERS, LISTENING, PAIRINGS, WORKLOADS},
+    maps::{CLOSED_UNTIL, LISTENERS, LISTENING, PAIRINGS, WORKLOADS},
     rendezvous,
     sock_create::TCP,
 };
@@ -50,19 +51,18 @@ fn try_lookup(ctx: &SkLookupContext) -> Option<u32> {
             return Some(SK_PASS);
         }
     }
-    let listening = ListeningKey {
-        netns: workload.netns,
-        workload: id,
-        port: local.port as u32,
-    };
-    let listening = LISTENING.get_ptr(&listening).is_some();
     let rule = port_rule(id, INBOUND, local.port);
-    if !decide::capture(workload, local.ip, remote.ip, listening, rule) {
+    let verdict = decide::inbound(workload, local.ip, remote.ip, port(id, local), rule);
+    if verdict == Inbound::Leave {
         return None;
     }
     if is_of_kubelet(local, remote) {
         count(id, Counter::KubeletProbe, 1);
         return Some(SK_PASS);
+    }
+    if verdict == Inbound::Closed {
+        count(id, Counter::InboundClosed, 1);
+        return Some(SK_DROP);
     }
     if LISTENERS.redirect_sk_lookup(ctx, id, 0).is_ok() {
         count(id, Counter::Inbound, 1);
@@ -74,6 +74,32 @@ fn try_lookup(ctx: &SkLookupContext) -> Option<u32> {
     } else {
         count(id, Counter::InboundBypassed, 1);
         Some(SK_PASS)
+    }
+}
+
+/// Whether anybody listens there, as far as that is known.
+#[inline(always)]
+fn port(workload: u32, local: Address) -> Port {
+    let Some(own) = LISTENING.get(workload) else {
+        return Port::Unknown;
+    };
+    let port = u32::from(local.port);
+    let exactly = ListeningKey { ip: local.ip, port };
+    let anywhere = ListeningKey {
+        ip: local.ip.any(),
+        port,
+    };
+    for place in [exactly, anywhere] {
+        if let Some(noted) = own.get_ptr(&place) {
+            return match read(noted) & LISTENING_EXCLUDED {
+                0 => Port::Open,
+                _ => Port::Excluded,
+            };
+        }
+    }
+    match CLOSED_UNTIL.get(workload) {
+        Some(until) if now_ns() < *until => Port::Closed,
+        _ => Port::Unknown,
     }
 }
 

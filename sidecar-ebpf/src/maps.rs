@@ -12,7 +12,7 @@ use sidecar_common::{
     record::{Counters, Event, Profile},
     settings::{
         Cgroup, CidrTarget, DenyTarget, ListeningKey, MAX_FLOWS, MAX_HANDOVERS,
-        MAX_KUBELET_CONNECTIONS, MAX_PAIRINGS, MAX_WORKLOADS, PortKey, Workload,
+        MAX_KUBELET_CONNECTIONS, MAX_LISTENING, MAX_PAIRINGS, MAX_WORKLOADS, PortKey, Workload,
     },
     socket_state::SocketState,
 };
@@ -40,8 +40,14 @@ pub static CIDRS: LpmTrie<CidrTarget, u32, 65_536> = LpmTrie::new();
 #[btf_map]
 pub static DENIALS: LpmTrie<DenyTarget, u32, 65_536> = LpmTrie::new();
 
+/// A map for each workload, made when it is enrolled.
 #[btf_map]
-pub static LISTENING: HashMap<ListeningKey, u32, 65_536, NO_PREALLOC> = HashMap::new();
+pub static LISTENING: ArrayOfMaps<Listening, WORKLOAD_SLOTS> = ArrayOfMaps::new();
+
+pub type Listening = HashMap<ListeningKey, u64, { MAX_LISTENING as usize }, NO_PREALLOC>;
+
+#[btf_map]
+pub static CLOSED_UNTIL: Array<u64, WORKLOAD_SLOTS> = Array::new();
 
 #[btf_map]
 pub static LISTENERS: SockMap<WORKLOAD_SLOTS> = SockMap::new();

@@ -3,6 +3,7 @@
 
 use aya_ebpf::{macros::sock_ops, programs::SockOpsContext};
 use sidecar_common::{
+    address::Ip,
     flow::Rendezvous,
     record::Counter,
     settings::{
@@ -17,7 +18,7 @@ use crate::{
     connect::port_rule,
     context::{Ends, LOAD_CONSTANTS, Operation, Socket, TcpSocket, now_ns, read, update},
     counters::count,
-    maps::{LISTENING, PROFILES, SOCKETS, WORKLOADS},
+    maps::{CLOSED_UNTIL, LISTENING, PROFILES, SOCKETS, WORKLOADS},
     pair, rendezvous,
 };
 
@@ -30,7 +31,7 @@ const TCP_LISTEN: u32 = 11;
 pub const TCP_CLOSE: u32 = 7;
 const STATE_LISTEN: u32 = 10;
 
-const NOEXIST: u64 = 1;
+const ANY: u64 = 0;
 
 #[sock_ops]
 pub fn workload_sockops(ctx: SockOpsContext) -> u32 {
@@ -244,7 +245,8 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
     ctx.watch_close()
 }
 
-/// A socket of the application begins to listen: its port may be captured.
+/// A socket of the application begins to listen. Who has stopped is found by userspace: several sockets may listen at one
+/// place.
 #[inline(always)]
 fn listening(ctx: &SockOpsContext) -> Option<()> {
     let socket = ctx.socket()?;
@@ -252,35 +254,36 @@ fn listening(ctx: &SockOpsContext) -> Option<()> {
     if state.is(SocketState::PROXY) {
         return None;
     }
-    state.socket = socket.tcp()?.to_word();
-    let key = listening_key(ctx, state);
-    let one = 1;
-    if LISTENING.insert(&key, &one, NOEXIST).is_err() {
-        update(LISTENING.get_ptr_mut(&key)?, |sockets| *sockets += 1);
+    state.socket = socket.tcp().map_or(0, TcpSocket::to_word);
+    if WORKLOADS.get(state.workload)?.netns != ctx.netns_cookie() {
+        return None;
     }
-    ctx.watch_close()
-}
-
-#[inline(always)]
-fn listening_key(ctx: &SockOpsContext, state: &SocketState) -> ListeningKey {
-    ListeningKey {
-        netns: ctx.netns_cookie(),
-        workload: state.workload,
-        port: ctx.local_port(),
+    let local = ctx.flow().local;
+    let port = u32::from(local.port);
+    let own = LISTENING.get(state.workload)?;
+    let now = now_ns();
+    let place = ListeningKey { ip: local.ip, port };
+    let mut noted = own.insert(&place, &now, ANY).is_ok();
+    if local.ip.is_unspecified() && !local.ip.is_v4() {
+        // Of both families, unless it said otherwise: userspace will see.
+        let place = ListeningKey {
+            ip: Ip::from_v4(0),
+            port,
+        };
+        noted &= own.insert(&place, &now, ANY).is_ok();
     }
+    if !noted && let Some(until) = CLOSED_UNTIL.get_ptr_mut(state.workload) {
+        // What cannot be remembered is not closed.
+        update(until, |until| *until = 0);
+        count(state.workload, Counter::ListenerLost, 1);
+    }
+    Some(())
 }
 
 #[inline(always)]
 fn closed(ctx: &SockOpsContext) -> Option<()> {
     let state = SOCKETS.get(ctx.socket()?)?;
     if ctx.arg(0) == STATE_LISTEN {
-        let key = listening_key(ctx, state);
-        let sockets = LISTENING.get_ptr_mut(&key)?;
-        if read(sockets) <= 1 {
-            let _ = LISTENING.remove(&key);
-        } else {
-            update(sockets, |sockets| *sockets -= 1);
-        }
         return Some(());
     }
     rendezvous::take_back(state);

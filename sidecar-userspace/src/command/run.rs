@@ -25,7 +25,7 @@ use crate::{
     connection::listen::Listeners,
     kernel::{
         attach::{Enrolment, own_namespace},
-        events, exclusion,
+        events, exclusion, listening,
         record::KernelCounters,
         workload::Subject,
     },
@@ -118,6 +118,12 @@ async fn proxied(
         enrolment.slot(),
         cgroups.application.clone(),
         config.clone(),
+    ));
+    tokio::task::spawn_local(listening::follow(
+        enrolment.open_tables()?,
+        enrolment.slot(),
+        cgroups.application.clone(),
+        cgroups.proxy.clone(),
     ));
     if let Some(ring) = enrolment.take_events() {
         let (own, config) = (enrolment.slot(), config.clone());

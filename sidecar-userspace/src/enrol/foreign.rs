@@ -46,7 +46,7 @@ pub struct Foreign {
     #[serde(default = "outbound_port")]
     pub outbound_port: u16,
     #[serde(default = "inbound_port")]
-    inbound_port: u16,
+    pub inbound_port: u16,
     pub steering: Steering,
 }
 

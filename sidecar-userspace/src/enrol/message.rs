@@ -62,7 +62,7 @@ pub struct Listeners {
 impl Listeners {
     /// How many descriptors there must be; `None` if that is out of the question.
     pub fn count(&self) -> Option<usize> {
-        let plausible = (1..=256).contains(&self.workers) && (1..=2).contains(&self.outbound);
+        let plausible = (1..=256).contains(&self.workers) && (1..=4).contains(&self.outbound);
         let count = self.workers.checked_mul(self.outbound.checked_add(1)?)?;
         let count = count.checked_add(3)?;
         (plausible && count <= MAX_DESCRIPTORS).then_some(count)
@@ -211,7 +211,8 @@ mod tests {
     fn a_hand_over_has_a_plausible_number_of_sockets() {
         let count = |workers, outbound| Listeners { workers, outbound }.count();
         assert_eq!(count(2, 2), Some(9));
-        for (workers, outbound) in [(0, 1), (1, 0), (1, 3), (200, 2), (usize::MAX, 1)] {
+        assert_eq!(count(2, 4), Some(13));
+        for (workers, outbound) in [(0, 1), (1, 0), (1, 5), (200, 2), (usize::MAX, 1)] {
             assert_eq!(count(workers, outbound), None);
         }
     }

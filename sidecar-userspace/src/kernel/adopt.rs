@@ -2,19 +2,16 @@
 
 use std::{
     fs,
-    net::{SocketAddr, TcpListener},
+    net::TcpListener,
     os::fd::{BorrowedFd, OwnedFd},
     path::Path,
 };
 
 use rustix::{
-    net::{
-        getsockname,
-        sockopt::{socket_acceptconn, socket_protocol},
-    },
+    net::sockopt::{socket_acceptconn, socket_protocol},
     process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
 };
-use sidecar_common::{settings::ListeningKey, socket_state::SocketState};
+use sidecar_common::socket_state::SocketState;
 use tracing::{debug, info};
 
 use super::{load::LoadError, tables::Tables};
@@ -23,9 +20,6 @@ use crate::sys::{cgroup::Cgroup, netns::Namespace};
 /// Marks the listening TCP sockets of the processes in `application` and below as those of the workload in
 /// `slot`. Processes of another network namespace than `namespace` are not served by this sidecar and left alone.
 /// `excluded`: cgroups below it whose processes are left alone, too; the proxy's is one.
-///
-/// The ports stay captured until the sidecar leaves, also when such a socket is closed: no hook will tell. A
-/// client of such a port is then reset rather than refused.
 pub fn adopt(
     tables: &mut Tables,
     application: &Cgroup,
@@ -54,11 +48,6 @@ pub fn adopt(
                     ..SocketState::default()
                 },
             )?;
-            tables.add_listening(ListeningKey {
-                netns: namespace.cookie,
-                workload: slot,
-                port: u32::from(port),
-            })?;
             info!(pid, port, "adopted a listening socket");
         }
     }
@@ -70,7 +59,6 @@ pub fn mark_proxy(
     tables: &mut Tables,
     listeners: &[BorrowedFd<'_>],
     slot: u32,
-    netns: u64,
 ) -> Result<(), LoadError> {
     for listener in listeners {
         let state = SocketState {
@@ -79,16 +67,6 @@ pub fn mark_proxy(
             ..SocketState::default()
         };
         tables.adopt_socket(listener, state)?;
-        let port = getsockname(listener)
-            .ok()
-            .and_then(|address| SocketAddr::try_from(address).ok());
-        if let Some(port) = port.map(|address| u32::from(address.port())) {
-            tables.forget_listening(ListeningKey {
-                netns,
-                workload: slot,
-                port,
-            });
-        }
     }
     Ok(())
 }

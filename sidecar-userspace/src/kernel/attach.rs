@@ -168,7 +168,7 @@ impl Enrolment {
             return Ok(Vec::new());
         }
         let slot = self.slot();
-        let entry = workload_entry(steering, self.attached.netns(), 0, true);
+        let entry = workload_entry(steering, self.attached.netns(), 0, true, false);
         self.tables.set_workload(
             slot,
             Workload {

@@ -10,6 +10,7 @@
 //! - [`census`], whether all of it is gone
 //! - [`selftest`], whether redirect may be switched on
 //! - [`events`], what it tells at once
+//! - [`listening`], where a workload listens
 //! - [`exclusion`], cgroups whose processes are left alone; [`adopt`], sockets that were there before; [`record`], counters as metrics
 //! - [`links`], programs and what they are attached to; [`workload`], one workload's, from enrolment to leaving
 //! - [`attach`], a workload that its own sidecar holds; [`node`], the workloads that the node's agent holds
@@ -23,6 +24,7 @@ pub mod exclusion;
 pub mod features;
 pub mod layout;
 pub mod links;
+pub mod listening;
 pub mod load;
 pub mod node;
 pub mod pins;

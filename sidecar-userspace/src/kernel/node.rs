@@ -24,7 +24,7 @@ use tracing::{info, warn};
 use self::adopted::Adopted;
 use super::{
     attach::{AttachError, sweep},
-    exclusion, features,
+    features,
     layout::Layout,
     links,
     load::{self, LoadError, Loader, NO_SLOT},
@@ -210,14 +210,21 @@ impl Node {
     /// Excludes what `patterns` want below the pod's cgroup, and no more.
     pub fn exclude(
         &mut self,
-        attached: &Attached,
+        attached: &mut Attached,
         pod: &Cgroup,
         patterns: &[CgroupPattern],
     ) -> Result<(), AttachError> {
-        if self.is_ours(attached) {
-            exclusion::apply(&mut self.tables, attached.slot(), pod, patterns)?;
+        match self.is_ours(attached) {
+            true => attached.exclude(&mut self.tables, pod, patterns),
+            false => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Brings up to date who listens in the pod, if it is time.
+    pub fn look(&mut self, attached: &mut Attached) {
+        if self.is_ours(attached) {
+            attached.look(&mut self.tables);
+        }
     }
 
     /// The ids of the cgroups in which the pod's proxies run, or ran.

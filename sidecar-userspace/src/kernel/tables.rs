@@ -17,8 +17,8 @@ use sidecar_common::{
     names,
     record::{Counter, Counters},
     settings::{
-        Cgroup as CgroupEntry, CidrTarget, DenyTarget, ListeningKey, MAX_HANDOVERS, PortKey,
-        Workload,
+        Cgroup as CgroupEntry, CidrTarget, DenyTarget, LISTENING_EXCLUDED, ListeningKey,
+        MAX_HANDOVERS, MAX_LISTENING, PortKey, Workload,
     },
     socket_state::SocketState,
 };
@@ -30,6 +30,9 @@ const ANY: u64 = 0;
 /// What the sockets of one workload leave for each other.
 type Handovers = HashMap<MapData, FlowKey, Rendezvous>;
 
+/// Where the sockets of one workload listen.
+type Listening = HashMap<MapData, ListeningKey, u64>;
+
 /// Typed handles of the shared maps.
 pub struct Tables {
     workloads: Array<MapData, Workload>,
@@ -37,7 +40,8 @@ pub struct Tables {
     ports: HashMap<MapData, PortKey, u32>,
     cidrs: LpmTrie<MapData, CidrTarget, u32>,
     denials: LpmTrie<MapData, DenyTarget, u32>,
-    listening: HashMap<MapData, ListeningKey, u32>,
+    listening: ArrayOfMaps<MapData, Listening>,
+    closed_until: Array<MapData, u64>,
     listeners: SockMap<MapData>,
     sockets: SkStorage<MapData, SocketState>,
     profiles: HashMap<MapData, PortKey, sidecar_common::record::Profile>,
@@ -79,6 +83,7 @@ impl Tables {
             cidrs: typed(bpf, names::CIDRS)?,
             denials: typed(bpf, names::DENIALS)?,
             listening: typed(bpf, names::LISTENING)?,
+            closed_until: typed(bpf, names::CLOSED_UNTIL)?,
             listeners: typed(bpf, names::LISTENERS)?,
             sockets: typed(bpf, names::SOCKETS)?,
             profiles: typed(bpf, names::PROFILES)?,
@@ -99,7 +104,8 @@ impl Tables {
             ports: pinned(directory, names::PORTS, Map::HashMap)?,
             cidrs: pinned(directory, names::CIDRS, Map::LpmTrie)?,
             denials: pinned(directory, names::DENIALS, Map::LpmTrie)?,
-            listening: pinned(directory, names::LISTENING, Map::HashMap)?,
+            listening: pinned(directory, names::LISTENING, Map::ArrayOfMaps)?,
+            closed_until: pinned(directory, names::CLOSED_UNTIL, Map::Array)?,
             listeners: pinned(directory, names::LISTENERS, Map::SockMap)?,
             sockets: pinned(directory, names::SOCKETS, Map::SkStorage)?,
             profiles: pinned(directory, names::PROFILES, Map::HashMap)?,
@@ -119,7 +125,6 @@ impl Tables {
             (names::PORTS, self.ports.keys().count()),
             (names::CIDRS, self.cidrs.keys().count()),
             (names::DENIALS, self.denials.keys().count()),
-            (names::LISTENING, self.listening.keys().count()),
             (names::HANDOVERS, self.waiting_handovers()),
             (names::PAIRINGS, self.pairings.keys().count()),
             (names::HALF_FLOWS, self.half_flows.keys().count()),
@@ -196,25 +201,59 @@ impl Tables {
         self.sockets.get(socket, 0).ok()
     }
 
-    pub fn add_listening(&mut self, key: ListeningKey) -> Result<(), LoadError> {
-        self.listening
-            .insert(key, 1, ANY)
-            .map_err(of(names::LISTENING))
+    /// The workload in `slot` listens at these places and, but for those that were noted since `before_ns`, at no others. With
+    /// each place: whether only processes of excluded cgroups listen there.
+    pub fn renew_listening(
+        &mut self,
+        slot: u32,
+        places: &BTreeMap<ListeningKey, bool>,
+        before_ns: u64,
+    ) -> Result<(), LoadError> {
+        let mut listening = self.listening.get(&slot, 0).map_err(of(names::LISTENING))?;
+        let known: BTreeMap<ListeningKey, u64> = listening.iter().flatten().collect();
+        for (place, alone) in places {
+            let as_known = known
+                .get(place)
+                .is_some_and(|noted| (noted & LISTENING_EXCLUDED != 0) == *alone);
+            if !as_known {
+                let noted = before_ns | if *alone { LISTENING_EXCLUDED } else { 0 };
+                let noted = listening.insert(place, noted, ANY);
+                noted.map_err(of(names::LISTENING))?;
+            }
+        }
+        for (place, noted) in known {
+            if noted & !LISTENING_EXCLUDED < before_ns && !places.contains_key(&place) {
+                // Not there: that is what is wanted.
+                let _ = listening.remove(&place);
+            }
+        }
+        Ok(())
     }
 
-    /// Takes back [`Tables::add_listening`], and what the kernel half found itself.
-    pub fn forget_listening(&mut self, key: ListeningKey) {
-        // Not there: that is what is wanted.
-        let _ = self.listening.remove(&key);
+    /// Where the workload in `slot` listens, as far as is known.
+    pub fn listening_of(&self, slot: u32) -> Vec<ListeningKey> {
+        let listening = self.listening.get(&slot, 0);
+        let places = listening.map(|listening| listening.keys().flatten().collect());
+        places.unwrap_or_default()
     }
 
-    /// Gives the workload in `slot` a map of its own for what its sockets hand over, empty.
-    pub fn make_handovers(&mut self, slot: u32) -> Result<(), LoadError> {
+    /// Until then what is not in [`Self::listening_of`] is closed.
+    pub fn close_until(&mut self, slot: u32, until_ns: u64) {
+        // Best effort: where it fails what was said before runs out.
+        let _ = self.closed_until.set(slot, until_ns, ANY);
+    }
+
+    /// Gives the workload in `slot` maps of its own, empty.
+    pub fn make_own(&mut self, slot: u32) -> Result<(), LoadError> {
         const NO_PREALLOC: u32 = 1;
-        let made = Handovers::create(MAX_HANDOVERS, NO_PREALLOC).map_err(of(names::HANDOVERS))?;
+        let name = names::HANDOVERS;
+        let handovers = Handovers::create(MAX_HANDOVERS, NO_PREALLOC).map_err(of(name))?;
         self.handovers
-            .set(slot, &made, ANY)
-            .map_err(of(names::HANDOVERS))
+            .set(slot, &handovers, ANY)
+            .map_err(of(name))?;
+        let name = names::LISTENING;
+        let listening = Listening::create(MAX_LISTENING, NO_PREALLOC).map_err(of(name))?;
+        self.listening.set(slot, &listening, ANY).map_err(of(name))
     }
 
     /// What the workload in `slot` has handed over and nobody has taken.
@@ -238,15 +277,7 @@ impl Tables {
             let _ = self.cgroups.remove(&id);
         }
         self.clear_rules(slot);
-        let listening: Vec<_> = self
-            .listening
-            .keys()
-            .flatten()
-            .filter(|key| key.workload == slot)
-            .collect();
-        for key in listening {
-            let _ = self.listening.remove(&key);
-        }
+        self.close_until(slot, 0);
         self.reset_counts(slot);
     }
 

@@ -2,26 +2,28 @@
 //! for a sidecar that runs as root and attaches itself, and for the node's agent, which attaches for others; they differ
 //! in who holds it.
 
-use std::path::Path;
+use std::{net::SocketAddr, path::Path};
 
 use aya::Ebpf;
+use rustix::net::getsockname;
 use sidecar_common::settings::{
     Cgroup as CgroupEntry, ROLE_APPLICATION, ROLE_PROXY, WORKLOAD_PROXY_SPLICES, WORKLOAD_SPLICES,
     Workload,
 };
 use std::os::fd::BorrowedFd;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     adopt,
     attach::AttachError,
     exclusion,
     links::Links,
+    listening::Look,
     pins::{Pins, WorkloadPins},
     tables::{Tables, rules::workload_entry},
 };
 use crate::{
-    model::Steering,
+    model::{Steering, cgroup::CgroupPattern},
     sys::{cgroup::Cgroup, netns::Namespace},
 };
 
@@ -71,6 +73,12 @@ pub struct Attached {
     links: Links,
     /// Cookie of the namespace.
     netns: u64,
+    /// Nobody else uses the namespace: every port that is not known to be closed is captured.
+    own_namespace: bool,
+    /// Who listens in it.
+    look: Option<Look>,
+    /// Cgroups of the workload whose processes are left alone.
+    excluded: Vec<Cgroup>,
 }
 
 impl Attached {
@@ -86,7 +94,7 @@ impl Attached {
         let proxy = subject.proxy.id()?;
         // Before anything is attached: nothing may be steered by what a former sidecar said.
         tables.clear(pins.slot);
-        tables.make_handovers(pins.slot)?;
+        tables.make_own(pins.slot)?;
         tables.set_cgroup(proxy, role(pins.slot, ROLE_PROXY))?;
         let mut links = Links::attach(shared, subject.application, subject.proxy)?;
         links.attach_lookup(lookup.unwrap_or(shared), subject.namespace)?;
@@ -99,7 +107,14 @@ impl Attached {
             links = Links::default();
         }
         let netns = subject.namespace.cookie;
-        Ok(Self { pins, links, netns })
+        Ok(Self {
+            pins,
+            links,
+            netns,
+            own_namespace: lasting == Lasting::Everything,
+            look: None,
+            excluded: Vec::new(),
+        })
     }
 
     /// Takes over a workload whose links are all pinned.
@@ -109,6 +124,9 @@ impl Attached {
             pins,
             links: Links::default(),
             netns,
+            own_namespace: true,
+            look: None,
+            excluded: Vec::new(),
         })
     }
 
@@ -118,6 +136,9 @@ impl Attached {
             pins,
             links: Links::default(),
             netns: 0,
+            own_namespace: true,
+            look: None,
+            excluded: Vec::new(),
         }
     }
 
@@ -145,11 +166,18 @@ impl Attached {
     ) -> Result<(), AttachError> {
         let slot = self.pins.slot;
         self.point(tables, subject, listeners)?;
-        let entry = workload_entry(subject.steering, self.netns, outbound_port, redirect);
+        let entry = workload_entry(
+            subject.steering,
+            self.netns,
+            outbound_port,
+            redirect,
+            self.own_namespace,
+        );
         tables.set_workload(slot, entry)?;
         // Before their workload is, so that none of their connections is steered.
         let patterns = &subject.steering.exclude_cgroups;
-        let mut left_alone = exclusion::apply(tables, slot, subject.application, patterns)?;
+        self.excluded = exclusion::apply(tables, slot, subject.application, patterns)?;
+        let mut left_alone = self.excluded.clone();
         left_alone.push(subject.proxy.clone());
         let application = role(slot, ROLE_APPLICATION);
         tables.set_cgroup(subject.application.id()?, application)?;
@@ -180,15 +208,56 @@ impl Attached {
 
     /// Whose listeners the workload's connections go to, and by which rules.
     fn point(
-        &self,
+        &mut self,
         tables: &mut Tables,
         subject: &Subject<'_>,
         listeners: Listening<'_>,
     ) -> Result<(), AttachError> {
         let slot = self.pins.slot;
-        adopt::mark_proxy(tables, listeners.unmarked, slot, self.netns)?;
+        adopt::mark_proxy(tables, listeners.unmarked, slot)?;
+        self.watch_listeners(tables, subject.namespace, listeners.inbound);
         tables.set_listener(slot, &listeners.inbound)?;
         Ok(tables.set_rules(slot, subject.steering)?)
+    }
+
+    /// Looks who listens in the workload's own namespace, from now on each time that [`Attached::look`] is called.
+    fn watch_listeners(
+        &mut self,
+        tables: &mut Tables,
+        namespace: &Namespace,
+        inbound: BorrowedFd<'_>,
+    ) {
+        if !self.own_namespace {
+            return;
+        }
+        let address = getsockname(inbound).ok();
+        let address = address.and_then(|address| SocketAddr::try_from(address).ok());
+        let port = address.map_or(0, |address| address.port());
+        match Look::new(namespace, self.pins.slot, port) {
+            Ok(look) => self.look = Some(look),
+            Err(error) => {
+                warn!(%error, "who listens cannot be seen: closed ports are captured like open ones");
+            }
+        }
+        self.look(tables);
+    }
+
+    /// Excludes what `patterns` want below `application`, and no more.
+    pub fn exclude(
+        &mut self,
+        tables: &mut Tables,
+        application: &Cgroup,
+        patterns: &[CgroupPattern],
+    ) -> Result<(), AttachError> {
+        self.excluded = exclusion::apply(tables, self.pins.slot, application, patterns)?;
+        Ok(())
+    }
+
+    /// Brings up to date who listens in the workload's own namespace, if it is time.
+    pub fn look(&mut self, tables: &mut Tables) {
+        if let Some(look) = &mut self.look {
+            look.take(tables, &self.excluded);
+        }
     }
 
     /// Follows a new configuration.
@@ -212,7 +281,13 @@ impl Attached {
         redirect: bool,
     ) -> Result<(), AttachError> {
         let old = tables.workload(self.pins.slot)?;
-        let mut new = workload_entry(steering, self.netns, outbound_port, redirect);
+        let mut new = workload_entry(
+            steering,
+            self.netns,
+            outbound_port,
+            redirect,
+            self.own_namespace,
+        );
         // Learned by the kernel half, not configured.
         new.flags |= old.flags & (WORKLOAD_SPLICES | WORKLOAD_PROXY_SPLICES);
         new.splices_since_ns = old.splices_since_ns;

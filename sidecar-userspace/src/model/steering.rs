@@ -56,6 +56,17 @@ fn workload() -> InboundCapture {
     InboundCapture::Workload
 }
 
+/// What is excluded, and what the sidecar itself serves to others: metrics and health.
+fn exclude_ports(snapshot: &Snapshot) -> BTreeSet<u16> {
+    let own = [snapshot.listeners.metrics, snapshot.listeners.health];
+    let served = own
+        .iter()
+        .filter(|address| !address.ip().is_loopback() && address.port() != 0)
+        .map(|address| address.port());
+    let excluded = &snapshot.inbound.exclude_ports;
+    excluded.iter().copied().chain(served).collect()
+}
+
 impl From<&Snapshot> for Steering {
     fn from(snapshot: &Snapshot) -> Self {
         Self {
@@ -64,7 +75,7 @@ impl From<&Snapshot> for Steering {
             fail_rule: snapshot.fail_rule,
             inbound_capture: snapshot.inbound.capture,
             inbound_ports: snapshot.inbound.ports.keys().copied().collect(),
-            inbound_exclude_ports: snapshot.inbound.exclude_ports.clone(),
+            inbound_exclude_ports: exclude_ports(snapshot),
             outbound_exclude_ports: snapshot.outbound.exclude_ports.clone(),
             outbound_exclude_cidrs: snapshot.outbound.exclude_cidrs.clone(),
             outbound_deny: snapshot.outbound.deny.clone(),

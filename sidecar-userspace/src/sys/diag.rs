@@ -1,7 +1,13 @@
-//! Ends a TCP connection of this network namespace from outside, as `ss --kill` does: `SOCK_DESTROY` of
-//! linux/sock_diag.h. Both ends see a reset.
+//! TCP sockets seen from outside, by linux/sock_diag.h: who listens in a network namespace, as `ss -tln` says, and the end of
+//! a connection, as `ss --kill` does it.
 
-use std::{fs::File, io, net::SocketAddr, os::fd::AsFd, thread};
+use std::{
+    fs::File,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd, OwnedFd},
+    thread,
+};
 
 use rustix::{
     net::{
@@ -17,30 +23,148 @@ const FLAGS: u16 = 1 | 4;
 const NLMSG_ERROR: u16 = 2;
 const IPPROTO_TCP: u8 = 6;
 
-/// As [`destroy`], in the network namespace of the process `pid`.
-pub fn destroy_of(pid: u32, local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
-    let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
-    // A thread of its own: it never comes back from there.
+/// Runs `work` in a network namespace, on a thread of its own, which never comes back from there.
+fn within<T: Send>(
+    namespace: &impl AsFd,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    let namespace = namespace.as_fd();
     thread::scope(|scope| {
-        let work = scope.spawn(|| {
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-            destroy(local, remote)
+        let work = scope.spawn(move || {
+            move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))?;
+            work()
         });
         let panicked = |_| Err(io::Error::other("the thread panicked"));
         work.join().unwrap_or_else(panicked)
     })
 }
 
+fn open() -> io::Result<OwnedFd> {
+    let kind = netlink::SOCK_DIAG;
+    Ok(socket_with(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC,
+        Some(kind),
+    )?)
+}
+
+/// A TCP socket that listens, of Multipath TCP and whoever made it, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listener {
+    pub address: SocketAddr,
+    /// `[::]` that takes no IPv4.
+    pub v6_only: bool,
+    /// Of the socket, as /proc/PID/fd shows it; 0: it has no file.
+    pub inode: u32,
+}
+
+/// Lists the listeners of one network namespace, again and again.
+#[derive(Debug)]
+pub struct Diag(OwnedFd);
+
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// `NLM_F_REQUEST | NLM_F_DUMP`
+const DUMP: u16 = 1 | 0x300;
+const NLMSG_DONE: u16 = 3;
+const LISTEN: u32 = 1 << 10;
+/// `struct inet_diag_msg`
+const ANSWER_BYTES: usize = 72;
+const INET_DIAG_SKV6ONLY: u16 = 11;
+
+impl Diag {
+    /// For the network namespace `namespace`.
+    pub fn new(namespace: &impl AsFd) -> io::Result<Self> {
+        within(namespace, open).map(Self)
+    }
+
+    /// Every TCP listener. Fails with `QuotaExceeded` if there are more than `most`, and then is of no use any more.
+    pub fn listeners(&self, most: usize) -> io::Result<Vec<Listener>> {
+        let mut found = Vec::new();
+        for family in [AddressFamily::INET, AddressFamily::INET6] {
+            let (any, unspecified) = (0, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
+            let body = body(family, LISTEN, unspecified, unspecified, any);
+            send(
+                &self.0,
+                &message(SOCK_DIAG_BY_FAMILY, DUMP, &body),
+                SendFlags::empty(),
+            )?;
+            let mut answer = vec![0; 32 << 10];
+            'dump: loop {
+                let (length, _) = recv(&self.0, &mut answer[..], RecvFlags::empty())?;
+                let mut rest = answer.get(..length).unwrap_or_default();
+                if rest.is_empty() {
+                    return Err(io::Error::other("an answer that netlink does not give"));
+                }
+                while let Some((kind, body, next)) = split(rest) {
+                    rest = next;
+                    match kind {
+                        NLMSG_DONE => break 'dump,
+                        NLMSG_ERROR => return Err(error_in(body)),
+                        _ => found.extend(listener(body)),
+                    }
+                }
+                if found.len() > most {
+                    return Err(io::ErrorKind::QuotaExceeded.into());
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The first message: its type, its body, and what follows it.
+fn split(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+    let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
+    let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
+    let body = bytes.get(16..length)?;
+    let next = length.checked_next_multiple_of(4)?;
+    Some((kind, body, bytes.get(next..).unwrap_or_default()))
+}
+
+fn error_in(body: &[u8]) -> io::Error {
+    let code = body.get(..4).and_then(|code| code.try_into().ok());
+    io::Error::from_raw_os_error(-code.map_or(-libc::EIO, i32::from_ne_bytes))
+}
+
+/// From a `struct inet_diag_msg` and its attributes.
+fn listener(body: &[u8]) -> Option<Listener> {
+    let port = u16::from_be_bytes(body.get(4..6)?.try_into().ok()?);
+    let source: [u8; 16] = body.get(8..24)?.try_into().ok()?;
+    let inode = u32::from_ne_bytes(body.get(68..72)?.try_into().ok()?);
+    let v4 = i32::from(*body.first()?) == i32::from(AddressFamily::INET.as_raw());
+    let ip = match v4 {
+        true => IpAddr::from([source[0], source[1], source[2], source[3]]),
+        false => IpAddr::V6(Ipv6Addr::from(source)),
+    };
+    let mut attributes = body.get(ANSWER_BYTES..).unwrap_or_default();
+    let mut v6_only = false;
+    while let Some(head) = attributes.get(..4) {
+        let length = usize::from(u16::from_ne_bytes([head[0], head[1]]));
+        if u16::from_ne_bytes([head[2], head[3]]) == INET_DIAG_SKV6ONLY {
+            v6_only = attributes.get(4).is_some_and(|only| *only != 0);
+        }
+        let next = length.max(4).next_multiple_of(4);
+        attributes = attributes.get(next..).unwrap_or_default();
+    }
+    Some(Listener {
+        address: SocketAddr::new(ip, port),
+        v6_only,
+        inode,
+    })
+}
+
+/// As [`destroy`], in the network namespace of the process `pid`.
+pub fn destroy_of(pid: u32, local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
+    let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
+    within(&namespace, || destroy(local, remote))
+}
+
 /// Resets the connection between `local` and `remote`. Needs `CAP_NET_ADMIN` and a kernel with
 /// `CONFIG_INET_DIAG_DESTROY`; `NotFound` if there is no such connection (any more).
 pub fn destroy(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
     let request = request(local, remote);
-    let socket = socket_with(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        SocketFlags::CLOEXEC,
-        Some(netlink::SOCK_DIAG),
-    )?;
+    let socket = open()?;
     send(&socket, &request, SendFlags::empty())?;
     let mut answer = [0; 512];
     let (length, _) = recv(&socket, &mut answer, RecvFlags::empty())?;
@@ -61,25 +185,42 @@ pub fn destroy(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
 
 /// `struct nlmsghdr` and `struct inet_diag_req_v2`.
 fn request(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
-    let family = if local.is_ipv4() {
-        AddressFamily::INET
-    } else {
-        AddressFamily::INET6
+    let family = match local.is_ipv4() {
+        true => AddressFamily::INET,
+        false => AddressFamily::INET6,
     };
+    let (every_state, no_cookie) = (u32::MAX, 0xff);
+    message(
+        SOCK_DESTROY,
+        FLAGS,
+        &body(family, every_state, local, remote, no_cookie),
+    )
+}
+
+fn body(
+    family: AddressFamily,
+    states: u32,
+    local: SocketAddr,
+    remote: SocketAddr,
+    cookie: u8,
+) -> Vec<u8> {
     let mut body = vec![family.as_raw() as u8, IPPROTO_TCP, 0, 0];
-    // Every state.
-    body.extend(u32::MAX.to_ne_bytes());
+    body.extend(states.to_ne_bytes());
     body.extend(local.port().to_be_bytes());
     body.extend(remote.port().to_be_bytes());
     body.extend(address(local));
     body.extend(address(remote));
-    // Any interface, no cookie.
+    // Any interface.
     body.extend(0_u32.to_ne_bytes());
-    body.extend([0xff; 8]);
+    body.extend([cookie; 8]);
+    body
+}
+
+fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     let mut message = Vec::with_capacity(16 + body.len());
     message.extend((16 + body.len() as u32).to_ne_bytes());
-    message.extend(SOCK_DESTROY.to_ne_bytes());
-    message.extend(FLAGS.to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
     message.extend([0; 8]);
     message.extend(body);
     message
@@ -109,5 +250,39 @@ mod tests {
         assert_eq!(request[24..28], [0, 80, 4, 0]);
         assert_eq!(request[28..32], [10, 0, 0, 1]);
         assert_eq!(request[44..48], [10, 0, 0, 2]);
+    }
+
+    #[test]
+    fn listeners_of_both_families_are_found() {
+        use std::net::TcpListener;
+        let diag = Diag(open().unwrap());
+        let v4 = TcpListener::bind("127.0.0.2:0").unwrap();
+        let v6 = TcpListener::bind("[::1]:0").unwrap();
+        let found = diag.listeners(100_000).unwrap();
+        for listener in [&v4, &v6] {
+            let address = listener.local_addr().unwrap();
+            assert!(
+                found.iter().any(|found| found.address == address),
+                "{address}"
+            );
+        }
+        let again = diag.listeners(100_000).unwrap();
+        assert!(again.len() >= 2);
+        assert_eq!(
+            diag.listeners(0).unwrap_err().kind(),
+            io::ErrorKind::QuotaExceeded
+        );
+    }
+
+    #[test]
+    fn whatever_netlink_says_is_no_panic() {
+        for length in 0..200 {
+            let bytes: Vec<u8> = (0..length).map(|n| n as u8).collect();
+            let _ = listener(&bytes);
+            let _ = split(&bytes);
+        }
+        let _ = split(&[0xff; 64]);
+        let _ = listener(&[0xff; 128]);
+        let _ = listener(&[0; 128]);
     }
 }

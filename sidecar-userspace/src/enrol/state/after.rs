@@ -46,10 +46,13 @@ impl State {
             }
             if !pod.steering.exclude_cgroups.is_empty() {
                 let patterns = &pod.steering.exclude_cgroups;
-                if let Err(error) = self.node.exclude(&pod.attached, &pod.cgroup, patterns) {
+                if let Err(error) = self.node.exclude(&mut pod.attached, &pod.cgroup, patterns) {
                     warn!(workload = pod.steering.name, %error, "cgroups cannot be excluded");
                 }
             }
+        }
+        for pod in self.pods.values_mut() {
+            self.node.look(&mut pod.attached);
         }
         for (id, why) in gone {
             self.remove(id, why);

@@ -1,7 +1,8 @@
 //! Pods whose proxies do not enrol themselves: looked for, and looked after.
 
-use std::{os::fd::AsFd, rc::Rc};
+use std::{net::SocketAddr, os::fd::AsFd, rc::Rc};
 
+use rustix::net::getsockname;
 use tracing::warn;
 
 use super::{
@@ -84,12 +85,21 @@ impl State {
             to: channel().0,
             process: Some(found.process),
         };
+        let mut steering = foreign.steering;
+        let served = listeners.iter().filter_map(|listener| {
+            let address = SocketAddr::try_from(getsockname(listener).ok()?).ok()?;
+            Some(address.port())
+        });
+        // What the proxy itself serves, such as its health, is not the application's.
+        steering.inbound_exclude_ports.extend(
+            served.filter(|port| ![foreign.inbound_port, foreign.outbound_port].contains(port)),
+        );
         self.install(
             Newcomer {
                 cgroup: &found.cgroup,
                 id: pod_id,
                 namespace: &found.namespace,
-                steering: Rc::new(foreign.steering),
+                steering: Rc::new(steering),
                 outbound_port: foreign.outbound_port,
                 listeners: Listening {
                     inbound: *inbound,

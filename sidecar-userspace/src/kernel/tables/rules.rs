@@ -16,9 +16,9 @@ use sidecar_common::{
     address::Ip,
     names,
     settings::{
-        CAPTURE_LISTED, CAPTURE_WORKLOAD, CIDR_EXCLUDE, CidrTarget, DenyTarget, INBOUND, OUTBOUND,
-        PORT_CAPTURE, PORT_EXCLUDE, PORT_NO_REDIRECT, PortKey, WORKLOAD_ADAPTIVE,
-        WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, WORKLOAD_REDIRECT, Workload,
+        CAPTURE_LISTED, CAPTURE_NAMESPACE, CAPTURE_WORKLOAD, CIDR_EXCLUDE, CidrTarget, DenyTarget,
+        INBOUND, OUTBOUND, PORT_CAPTURE, PORT_EXCLUDE, PORT_NO_REDIRECT, PortKey,
+        WORKLOAD_ADAPTIVE, WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, WORKLOAD_REDIRECT, Workload,
     },
 };
 
@@ -100,17 +100,19 @@ fn replace<K: Pod + PartialEq>(
     Ok(())
 }
 
-/// The entry of a workload in `WORKLOADS`.
+/// The entry of a workload in `WORKLOADS`. `own_namespace`: nobody else uses the network namespace.
 pub fn workload_entry(
     steering: &Steering,
     netns: u64,
     outbound_port: u16,
     redirect: bool,
+    own_namespace: bool,
 ) -> Workload {
     let flag = |on: bool, flag: u32| if on { flag } else { 0 };
     Workload {
         outbound_port,
         capture: match steering.inbound_capture {
+            InboundCapture::Workload if own_namespace => CAPTURE_NAMESPACE,
             InboundCapture::Workload => CAPTURE_WORKLOAD,
             InboundCapture::Listed => CAPTURE_LISTED,
             InboundCapture::None => 0,

@@ -1,0 +1,243 @@
+//! Step accept: where sockets of a workload listen, as userspace sees it.
+//!
+//! The kernel half notes each `listen()` of the application itself. It misses sockets that were made elsewhere and handed in,
+//! and those of Multipath TCP, and it cannot tell when the last of several sockets at one place is closed. So userspace
+//! looks, again and again. In a network namespace of the workload's own what was not seen then is closed for a while, and
+//! connections there are refused; when nobody looks any more it is unknown, and captured.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use rustix::time::{ClockId, clock_gettime};
+use sidecar_common::{
+    address::Ip,
+    settings::{ListeningKey, MAX_LISTENING},
+};
+use tracing::{debug, warn};
+
+use super::{load::LoadError, tables::Tables};
+use crate::sys::{
+    cgroup::Cgroup,
+    diag::{Diag, Listener},
+    netns::Namespace,
+};
+
+/// How often.
+pub const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// And where that is too much for one look, because of the number of listeners.
+const TOO_MANY_EVERY: Duration = Duration::from_secs(10);
+/// How long what was seen is believed.
+const BELIEVED: Duration = Duration::from_secs(5);
+/// How long a listener is believed not to be of the workload: it may be handed in.
+const STRANGER: Duration = Duration::from_secs(5);
+
+/// Looks at a network namespace of the workload's own.
+#[derive(Debug)]
+pub struct Look {
+    diag: Diag,
+    slot: u32,
+    /// The proxy's inbound listener: nobody is to find it.
+    proxy_port: u16,
+    next: Instant,
+}
+
+impl Look {
+    pub fn new(namespace: &Namespace, slot: u32, proxy_port: u16) -> io::Result<Self> {
+        Ok(Self {
+            diag: Diag::new(namespace)?,
+            slot,
+            proxy_port,
+            next: Instant::now(),
+        })
+    }
+
+    /// Looks if it is time. `excluded`: cgroups whose listeners are left alone.
+    pub fn take(&mut self, tables: &mut Tables, excluded: &[Cgroup]) {
+        if Instant::now() < self.next {
+            return;
+        }
+        self.next = Instant::now() + LOOK_EVERY;
+        if let Err(error) = self.look(tables, excluded) {
+            debug!(slot = self.slot, %error, "who listens is not known: every port is captured");
+            tables.close_until(self.slot, 0);
+            self.next = Instant::now() + TOO_MANY_EVERY;
+        }
+    }
+
+    fn look(&self, tables: &mut Tables, excluded: &[Cgroup]) -> Result<(), LookError> {
+        let before_ns = monotonic_ns();
+        let listeners = self.diag.listeners(MAX_LISTENING as usize)?;
+        let left_alone: BTreeSet<u32> = excluded.iter().flat_map(held_below).collect();
+        let mut places = BTreeMap::new();
+        for listener in &listeners {
+            if listener.address.port() == self.proxy_port {
+                continue;
+            }
+            let alone = left_alone.contains(&listener.inode);
+            for place in self::places(listener) {
+                // Where anybody else listens as well, it counts.
+                *places.entry(place).or_insert(alone) &= alone;
+            }
+        }
+        tables.renew_listening(self.slot, &places, before_ns)?;
+        let believed_ns = u64::try_from(BELIEVED.as_nanos()).unwrap_or(0);
+        tables.close_until(self.slot, before_ns + believed_ns);
+        Ok(())
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum LookError {
+    #[error("the listeners cannot be listed: {0}")]
+    Diag(#[from] io::Error),
+    #[error(transparent)]
+    Tables(#[from] LoadError),
+}
+
+/// Keeps what is known of the listeners of `application` right, for as long as it is polled. For a namespace that others
+/// use, too: only sockets that one of its processes holds count.
+pub async fn follow(mut tables: Tables, slot: u32, application: Cgroup, proxy: Cgroup) {
+    let namespace = match Namespace::own() {
+        Ok(namespace) => namespace,
+        Err(error) => return warn!(%error, "listeners that are handed in will not be noticed"),
+    };
+    let diag = match Diag::new(&namespace) {
+        Ok(diag) => diag,
+        Err(error) => return warn!(%error, "listeners that are handed in will not be noticed"),
+    };
+    let mut owners = Owners::default();
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let before_ns = monotonic_ns();
+        let listeners = match diag.listeners(usize::MAX) {
+            Ok(listeners) => listeners,
+            Err(error) => {
+                warn!(%error, "the listeners cannot be listed");
+                continue;
+            }
+        };
+        owners.update(&listeners, &application, &proxy, &namespace);
+        let own = |listener: &&Listener| owners.is_own(listener);
+        let places = listeners.iter().filter(own).flat_map(places);
+        let places = places.map(|place| (place, false)).collect();
+        if let Err(error) = tables.renew_listening(slot, &places, before_ns) {
+            warn!(%error, "a place at which the application listens cannot be remembered");
+        }
+    }
+}
+
+/// Which listeners processes of the workload hold, by inode.
+#[derive(Default)]
+struct Owners {
+    known: HashMap<u32, (bool, Instant)>,
+}
+
+impl Owners {
+    fn is_own(&self, listener: &Listener) -> bool {
+        self.known.get(&listener.inode).is_some_and(|(own, _)| *own)
+    }
+
+    /// Looks at the processes' descriptors, if there is a listener that nothing is known of.
+    fn update(
+        &mut self,
+        listeners: &[Listener],
+        application: &Cgroup,
+        proxy: &Cgroup,
+        namespace: &Namespace,
+    ) {
+        let now = Instant::now();
+        let present: BTreeSet<u32> = listeners.iter().map(|listener| listener.inode).collect();
+        self.known.retain(|inode, (_, since)| {
+            present.contains(inode) && now.duration_since(*since) < STRANGER
+        });
+        if present.iter().all(|inode| self.known.contains_key(inode)) {
+            return;
+        }
+        let held = held_by(application, proxy, namespace);
+        for inode in present {
+            let own = held.contains(&inode);
+            self.known.entry(inode).or_insert((own, now));
+        }
+    }
+}
+
+/// Inodes of the sockets that processes of `application` hold, in the namespace.
+fn held_by(application: &Cgroup, proxy: &Cgroup, namespace: &Namespace) -> BTreeSet<u32> {
+    let home = namespace.id().ok();
+    let excluded: BTreeSet<u32> = proxy.all_processes().into_iter().collect();
+    let processes = application.all_processes().into_iter();
+    let own = processes
+        .filter(|pid| !excluded.contains(pid) && Namespace::id_of(&process(*pid)).ok() == home);
+    own.flat_map(held).collect()
+}
+
+/// Inodes of the sockets that processes in `cgroup` and below hold.
+fn held_below(cgroup: &Cgroup) -> Vec<u32> {
+    cgroup.all_processes().into_iter().flat_map(held).collect()
+}
+
+fn process(pid: u32) -> PathBuf {
+    Path::new("/proc").join(pid.to_string())
+}
+
+/// Inodes of the sockets that a process holds.
+fn held(pid: u32) -> Vec<u32> {
+    let descriptors = fs::read_dir(process(pid).join("fd")).into_iter().flatten();
+    let sockets = descriptors.flatten().filter_map(|entry| {
+        let target = fs::read_link(entry.path()).ok()?;
+        let inode = target.to_str()?.strip_prefix("socket:[")?;
+        inode.strip_suffix(']')?.parse().ok()
+    });
+    sockets.collect()
+}
+
+/// As the kernel half looks for them.
+pub fn places(listener: &Listener) -> Vec<ListeningKey> {
+    let port = u32::from(listener.address.port());
+    let ip = listener.address.ip();
+    let mut places = vec![ListeningKey {
+        ip: Ip::from(ip),
+        port,
+    }];
+    if ip.is_unspecified() && ip.is_ipv6() && !listener.v6_only {
+        places.push(ListeningKey {
+            ip: Ip::from(IpAddr::from([0; 4])),
+            port,
+        });
+    }
+    places
+}
+
+/// As `bpf_ktime_get_ns` gives it.
+pub fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listener(address: &str, v6_only: bool) -> Listener {
+        Listener {
+            address: address.parse().unwrap(),
+            v6_only,
+            inode: 1,
+        }
+    }
+
+    #[test]
+    fn every_address_of_ipv6_is_every_address() {
+        let count = |address, v6_only| places(&listener(address, v6_only)).len();
+        assert_eq!(count("[::]:80", false), 2);
+        assert_eq!(count("[::]:80", true), 1);
+        assert_eq!(count("[::1]:80", false), 1);
+        assert_eq!(count("0.0.0.0:80", false), 1);
+    }
+}
