@@ -123,6 +123,13 @@ impl State {
                 ..Steering::from(&Snapshot::builtin())
             };
             info!(workload = steering.name, cgroup = %cgroup.path().display(), "adopted");
+            if !state.host.is_workload(&cgroup) && !state.is_foreign(&cgroup) {
+                warn!(
+                    workload = steering.name, cgroup = %cgroup.path().display(),
+                    "what was attached stays, but its sidecar is not to enrol it again: nothing says that this cgroup is one workload. \
+                     Name it with --workload-cgroup, or have `sidecar agent uninstall` detach it"
+                );
+            }
             let pod = Pod {
                 cgroup,
                 attached: adopted.attached,

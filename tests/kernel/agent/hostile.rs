@@ -284,12 +284,12 @@ fn nobody_enrols_somebody_else() {
         })?;
         ensure!(victim.is_ready()?, "the sidecar suffered");
 
-        // A cgroup within a pod that is enrolled is no pod.
+        // A cgroup within a pod is no pod of its own.
         let nested = victim.workload.cgroup().join("app").join("inner");
         std::fs::create_dir_all(nested.join("proxy"))?;
         let inner = victim.another(&agent, "app/inner/proxy", PROXY_UID)?;
         wait::until_true("the refusal", SOON, || {
-            Ok(inner.stderr()?.contains("enrolled already"))
+            Ok(inner.stderr()?.contains("only one from the same cgroup"))
         })?;
         ensure!(agent.workloads()?.len() == 2, "{:?}", agent.workloads()?);
         Ok(())

@@ -11,6 +11,7 @@ mod load;
 mod many;
 mod probes;
 mod restarts;
+mod siblings;
 mod upgrade;
 mod versions;
 
