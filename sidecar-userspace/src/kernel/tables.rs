@@ -1,6 +1,9 @@
 //! What userspace writes into the shared maps, and reads from them, for one workload.
 
 pub mod rules;
+mod written;
+
+pub use written::TooMany;
 
 use std::{collections::BTreeMap, os::fd::AsRawFd, path::Path};
 
@@ -19,6 +22,7 @@ use sidecar_common::{
     settings::{Cgroup as CgroupEntry, CidrTarget, DenyTarget, ListeningKey, PortKey, Workload},
 };
 
+use self::written::Known;
 use super::load::LoadError;
 
 const ANY: u64 = 0;
@@ -39,6 +43,8 @@ pub struct Tables {
     directions: HashMap<MapData, FlowKey, Direction>,
     probes: HashMap<MapData, FlowKey, u64>,
     probes_lost: PerCpuArray<MapData, u64>,
+    /// What is in `ports`, `cidrs` and `denials`.
+    rules: Known,
 }
 
 fn typed<T: TryFrom<Map, Error = MapError>>(
@@ -79,6 +85,7 @@ impl Tables {
             directions: typed(bpf, names::DIRECTIONS)?,
             probes: typed(bpf, names::PROBES)?,
             probes_lost: typed(bpf, names::PROBES_LOST)?,
+            rules: Known::default(),
         })
     }
 
@@ -99,6 +106,7 @@ impl Tables {
             directions: pinned(directory, names::DIRECTIONS, Map::HashMap)?,
             probes: pinned(directory, names::PROBES, Map::HashMap)?,
             probes_lost: pinned(directory, names::PROBES_LOST, Map::PerCpuArray)?,
+            rules: Known::default(),
         })
     }
 
