@@ -5,6 +5,7 @@ mod claims;
 mod csi;
 mod enrolment;
 mod foreign;
+mod greedy;
 mod hostile;
 mod impostors;
 mod lifecycle;
