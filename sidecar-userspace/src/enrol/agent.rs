@@ -159,7 +159,9 @@ impl Agent {
                 false => self.debt(caller.pod_id),
             };
             let said = async {
-                sleep(debt).await;
+                if !debt.is_zero() {
+                    sleep(debt).await;
+                }
                 match silent {
                     true => timeout(FIRST_WORD, wire.receive())
                         .await

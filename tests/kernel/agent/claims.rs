@@ -25,9 +25,9 @@ fn claim(pod: &Pod<'_>, agent: &Agent<'_>, group: &str, rule: &str) -> Result<(R
     let program = format!("{ENROL}{SIDECAR}");
     let cgroup = pod.workload.cgroup().join(group);
     let arguments = ["-c", &program, &socket, rule];
-    let mut running = pod
-        .workload
-        .start_in(&cgroup, &format!("claims-{group}"), python, &arguments)?;
+    let mut running =
+        pod.workload
+            .start_in(&cgroup, &format!("claims-{group}"), python, &arguments)?;
     let answer = running.line_within("answer", SOON)?;
     Ok((running, answer))
 }

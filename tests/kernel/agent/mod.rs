@@ -31,8 +31,10 @@ import array, json, os, socket, struct, sys
 def enrol(agent, steering, listener):
     text = json.dumps({"kind": "enrol", "outboundPort": 15001, "steering": steering,
                        "listeners": {"workers": 1, "outbound": 1}}).encode()
-    agent.sendmsg([b"SCR\x01" + struct.pack("<I", len(text)) + text],
-                  [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener.fileno()] * 5))])
+    try:
+        agent.sendmsg([b"SCR\x01" + struct.pack("<I", len(text)) + text],
+                      [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener.fileno()] * 5))])
+    except BrokenPipeError: pass  # Refused before it was asked: the answer is there.
     head = agent.recv(8, socket.MSG_WAITALL)
     return agent.recv(struct.unpack("<I", head[4:])[0], socket.MSG_WAITALL).decode()
 "#;
