@@ -14,9 +14,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 
 use crate::{
-    enrol::DEFAULT_SOCKET,
+    enrol::{DEFAULT_SOCKET, pod::Workloads},
     identity::{SpiffeId, TrustDomain},
     kernel::pins::DEFAULT_DIRECTORY,
+    model::cgroup::CgroupPattern,
 };
 
 /// An eBPF-accelerated sidecar: mTLS, policy, traffic management and telemetry beside an unmodified application,
@@ -156,6 +157,13 @@ pub struct Serve {
     /// under `workloads` for each its `cgroup`, the `proxy`'s below that, `outboundPort`, `inboundPort` and `steering`.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub byo_proxy: Option<PathBuf>,
+
+    /// A cgroup that is one workload, with its sidecar's cgroup and its application's in it, such as /my.slice/shop; a `*` stands
+    /// for a part of a name (/my.slice/*). May be given several times. Needed for cgroups that are not called as the kubelet's or
+    /// podman's pods are: whatever runs below one of these is steered by any sidecar in it. Never name what holds containers of
+    /// several owners, such as /docker.
+    #[arg(long, value_name = "PATTERN", value_parser = Workloads::pattern)]
+    pub workload_cgroup: Vec<CgroupPattern>,
 
     /// The kubelet's cgroup, such as /system.slice/kubelet.service: connections of processes in it reach applications without
     /// their proxies, so that probes work whatever mutual TLS or policy a pod asks for. May be given several times; `none`: there

@@ -31,6 +31,7 @@ use crate::{
         agent::{Agent, listen},
         caller::Host,
         foreign,
+        pod::Workloads,
         state::{Kubelets, State},
     },
     kernel::{
@@ -70,7 +71,7 @@ fn serve(args: Serve) -> Result<ExitCode> {
         Some(path) => foreign::load(path).map_err(|error| Usage(error.to_string()))?,
         None => Vec::new(),
     };
-    let host = Host::look()?;
+    let host = Host::look(Workloads::new(args.workload_cgroup.clone()))?;
     let (mut node, adopted) = open(&args.pins.bpffs)?;
     let outdated = node.is_outdated();
     let refused = match outdated || node.is_unproven() {

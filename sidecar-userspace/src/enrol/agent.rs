@@ -1,7 +1,7 @@
 //! The agent's side: takes connections, keeps each within its bounds, and lets [`State`] decide.
 //!
 //! Everybody on the node may connect, so that everything is bounded: connections in all and of one pod, the time until
-//! the first message, the length of a message, the time that one may take, enrolments of one pod in a time.
+//! the first message, the length of a message, the time that one may take, messages of one pod in a time.
 
 use std::{
     cell::{Cell, RefCell},
@@ -16,13 +16,14 @@ use std::{
 
 use tokio::{
     net::{UnixListener, UnixStream},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tracing::{debug, info, warn};
 
 use super::{
     caller::Caller,
     message::{MAX_DESCRIPTORS, Reply, Request},
+    rate::Bucket,
     state::{State, channel},
     wire::{Wire, WireError},
 };
@@ -36,9 +37,13 @@ const FIRST_WORD: Duration = Duration::from_secs(5);
 /// Connections at once: of everybody, and of one pod. A pod needs two while its sidecar is replaced.
 const MAX_CONNECTIONS: usize = 6000;
 const MAX_OF_POD: usize = 4;
-/// Messages that attach or change rules: so many at once, then one in this time.
-const BURST: u32 = 20;
-const ONE_IN: Duration = Duration::from_millis(500);
+/// Of those, how many others have than the sidecar that serves the pod: an application does not keep its sidecar out.
+const MAX_OF_STRANGERS: usize = 2;
+/// What a message costs of the pod's bucket: every one has to be read and understood, and an enrolment may attach.
+const A_MESSAGE: u32 = 1;
+const AN_ENROLMENT: u32 = 2;
+/// Callers that are in no pod are told of in the log once in this time.
+const QUIET_OF_NOBODY: Duration = Duration::from_millis(500);
 /// A pod's refusals are said once in this time.
 const QUIET: Duration = Duration::from_secs(10);
 /// Pods whose habits are remembered.
@@ -57,9 +62,9 @@ pub struct Agent {
 /// What one pod has done lately.
 struct Habit {
     connections: usize,
-    /// Messages that it may still send at once, at the time.
-    credit: u32,
-    at: Instant,
+    /// Of the connections, those of others than its sidecar.
+    strangers: usize,
+    bucket: Bucket,
     warned: Option<Instant>,
 }
 
@@ -67,6 +72,7 @@ struct Habit {
 struct Place<'a> {
     agent: &'a Agent,
     pod: u64,
+    stranger: bool,
 }
 
 impl Agent {
@@ -110,7 +116,10 @@ impl Agent {
         let caller = match caller {
             Ok(caller) => caller,
             Err(error) => {
-                let news = self.said.get().is_none_or(|at| at.elapsed() > ONE_IN);
+                let news = self
+                    .said
+                    .get()
+                    .is_none_or(|at| at.elapsed() > QUIET_OF_NOBODY);
                 if news {
                     self.said.set(Some(Instant::now()));
                     info!(%error, "refused");
@@ -120,8 +129,10 @@ impl Agent {
                 return;
             }
         };
-        let Some(_place) = self.place(caller.pod_id) else {
-            let reason = format!("the pod has {MAX_OF_POD} connections to the agent already");
+        let Some(_place) = self.place(&caller) else {
+            let reason = format!(
+                "the pod has {MAX_OF_POD} connections to the agent already, or {MAX_OF_STRANGERS} beside its sidecar's"
+            );
             self.warn(&caller, &reason);
             return refuse(&wire, reason).await;
         };
@@ -142,7 +153,15 @@ impl Agent {
         let (to, mut replies) = channel();
         let mut silent = true;
         loop {
+            // Not refused: whoever is in a hurry waits, with what it has to say in its own memory.
+            let debt = match wire.has_begun() {
+                true => Duration::ZERO,
+                false => self.debt(caller.pod_id),
+            };
             let said = async {
+                if !debt.is_zero() {
+                    sleep(debt).await;
+                }
                 match silent {
                     true => timeout(FIRST_WORD, wire.receive())
                         .await
@@ -161,11 +180,20 @@ impl Agent {
                 }
                 said = said => match said {
                     Ok(said) => said,
-                    Err(error) => return error,
+                    Err(error @ (WireError::Closed | WireError::Io(_))) => return error,
+                    Err(nonsense) => {
+                        self.spend(caller.pod_id, A_MESSAGE);
+                        return nonsense;
+                    }
                 },
             };
             silent = false;
-            let answer = self.answer(id, caller, request, descriptors, &to).await;
+            let cost = match request {
+                Request::Enrol(_) => AN_ENROLMENT,
+                _ => A_MESSAGE,
+            };
+            self.spend(caller.pod_id, cost);
+            let answer = self.answer(id, caller, request, descriptors, &to);
             if let Some(reply) = answer {
                 let refused = matches!(reply, Reply::Refused { .. });
                 if let Err(error) = wire.send(&reply, &[]).await {
@@ -178,7 +206,7 @@ impl Agent {
         }
     }
 
-    async fn answer(
+    fn answer(
         &self,
         id: u64,
         caller: &Caller,
@@ -186,14 +214,6 @@ impl Agent {
         descriptors: Vec<OwnedFd>,
         to: &super::state::ToSidecar,
     ) -> Option<Reply> {
-        let changes = matches!(
-            request,
-            Request::Enrol(_) | Request::Reload { .. } | Request::TakeOver
-        );
-        if changes && !self.may_change(caller.pod_id) {
-            // Not refused: whoever is in a hurry waits.
-            tokio::time::sleep(ONE_IN).await;
-        }
         let mut state = self.state.borrow_mut();
         match request {
             Request::Enrol(enrol) => {
@@ -242,45 +262,51 @@ impl Agent {
             Err(error) => {
                 self.warn(caller, &error.to_string());
                 // The old rules stay in force, and the connection with them.
-                None
+                Some(Reply::NotReloaded {
+                    reason: error.to_string(),
+                })
             }
         }
     }
 
     /// A place for one more connection of the pod.
-    fn place(&self, pod: u64) -> Option<Place<'_>> {
+    fn place(&self, caller: &Caller) -> Option<Place<'_>> {
+        let pod = caller.pod_id;
+        let stranger = !self.state.borrow().may_serve(caller);
         let mut habits = self.habits.borrow_mut();
         if habits.len() >= MAX_REMEMBERED {
             habits.retain(|_, habit| habit.connections > 0);
         }
         let habit = habits.entry(pod).or_insert_with(|| Habit {
             connections: 0,
-            credit: BURST,
-            at: Instant::now(),
+            strangers: 0,
+            bucket: Bucket::full(Instant::now()),
             warned: None,
         });
-        if habit.connections >= MAX_OF_POD {
+        let full = stranger && habit.strangers >= MAX_OF_STRANGERS;
+        if full || habit.connections >= MAX_OF_POD {
             return None;
         }
         habit.connections += 1;
-        Some(Place { agent: self, pod })
+        habit.strangers += usize::from(stranger);
+        Some(Place {
+            agent: self,
+            pod,
+            stranger,
+        })
     }
 
-    /// Whether the pod has been moderate.
-    fn may_change(&self, pod: u64) -> bool {
-        let mut habits = self.habits.borrow_mut();
-        let Some(habit) = habits.get_mut(&pod) else {
-            return false;
-        };
-        let earned = habit.at.elapsed().as_millis() / ONE_IN.as_millis();
-        if earned > 0 {
-            let earned = u32::try_from(earned).unwrap_or(BURST);
-            habit.credit = habit.credit.saturating_add(earned).min(BURST);
-            habit.at = Instant::now();
+    /// How long the pod has to wait before it is listened to.
+    fn debt(&self, pod: u64) -> Duration {
+        let habits = self.habits.borrow();
+        let habit = habits.get(&pod);
+        habit.map_or(Duration::ZERO, |habit| habit.bucket.debt(Instant::now()))
+    }
+
+    fn spend(&self, pod: u64, tokens: u32) {
+        if let Some(habit) = self.habits.borrow_mut().get_mut(&pod) {
+            habit.bucket.spend(tokens, Instant::now());
         }
-        let may = habit.credit > 0;
-        habit.credit = habit.credit.saturating_sub(1);
-        may
     }
 
     fn warn(&self, caller: &Caller, reason: &str) {
@@ -300,6 +326,7 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         if let Some(habit) = self.agent.habits.borrow_mut().get_mut(&self.pod) {
             habit.connections -= 1;
+            habit.strangers -= usize::from(self.stranger);
         }
     }
 }

@@ -13,7 +13,7 @@ use rustix::{
 use thiserror::Error;
 use tokio::net::UnixStream;
 
-use super::pod::{self, PlaceError};
+use super::pod::{self, PlaceError, Workloads};
 use crate::sys::{
     cgroup::{Cgroup, CgroupError},
     netns::{self, Namespace},
@@ -33,7 +33,7 @@ pub struct Caller {
     pub proxy_id: u64,
     /// Of its network namespace.
     pub namespace: netns::Id,
-    /// The pod was recognised as one.
+    /// The pod was recognised as one by its name.
     certain: bool,
     process: OwnedFd,
 }
@@ -62,17 +62,18 @@ pub enum CallerError {
     NotAPod(PathBuf),
 }
 
-/// What must not be steered, whoever asks.
+/// What must not be steered, whoever asks, and what may.
 #[derive(Debug)]
 pub struct Host {
     mount_point: PathBuf,
     own: Cgroup,
     namespaces: Vec<netns::Id>,
+    workloads: Workloads,
 }
 
 impl Host {
-    /// The node that this process runs on.
-    pub fn look() -> Result<Self, CgroupError> {
+    /// The node that this process runs on. `workloads`: cgroups that are no pods and are to be treated as such.
+    pub fn look(workloads: Workloads) -> Result<Self, CgroupError> {
         let processes = ["/proc/self", "/proc/1"];
         let namespaces = processes
             .iter()
@@ -81,6 +82,7 @@ impl Host {
             mount_point: Cgroup::mount_point()?,
             own: Cgroup::own()?,
             namespaces: namespaces.collect(),
+            workloads,
         })
     }
 
@@ -97,6 +99,15 @@ impl Host {
     /// Whether it is the node's own.
     pub fn is_host(&self, namespace: netns::Id) -> bool {
         self.namespaces.contains(&namespace)
+    }
+
+    /// Whether a sidecar in it could enrol it.
+    pub fn is_workload(&self, cgroup: &Cgroup) -> bool {
+        let below = cgroup.path().strip_prefix(&self.mount_point);
+        below.is_ok_and(|below| {
+            let path = format!("/{}", below.display());
+            pod::is_workload(&path, &self.workloads)
+        })
     }
 
     fn cgroup(&self, path: &str) -> Result<(Cgroup, u64), CallerError> {
@@ -134,7 +145,7 @@ impl Caller {
         if host.is_host(namespace) {
             return Err(CallerError::HostNetwork);
         }
-        let place = pod::place(path)?;
+        let place = pod::place(path, &host.workloads)?;
         let (pod, pod_id) = host.cgroup(&place.pod)?;
         let (proxy, proxy_id) = host.cgroup(&place.proxy)?;
         if pod.contains(&host.own) {

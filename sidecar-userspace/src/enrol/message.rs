@@ -79,6 +79,8 @@ pub enum Reply {
     Refused { reason: String },
     /// The new configuration is in force.
     Reloaded,
+    /// The former one stays in force, and why.
+    NotReloaded { reason: String },
     /// A new sidecar wants the listeners: answer with [`Request::Listeners`].
     HandOver,
     /// The old sidecar's. With the descriptors.

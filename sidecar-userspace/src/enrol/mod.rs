@@ -8,7 +8,7 @@
 //!
 //! - [`message`], what is said; [`wire`], how it travels, with descriptors
 //! - [`caller`], who calls; [`pod`], which cgroup is the pod's
-//! - [`agent`], the agent's side: connections and their limits; [`state`], the pods of the node
+//! - [`agent`], the agent's side: connections and their limits, of which `rate` is one; [`state`], the pods of the node
 //! - [`proxy`], the sidecar's side; [`foreign`], proxies that have none
 
 pub mod agent;
@@ -17,6 +17,7 @@ pub mod foreign;
 pub mod message;
 pub mod pod;
 pub mod proxy;
+mod rate;
 pub mod state;
 pub mod wire;
 

@@ -1,14 +1,19 @@
-//! Which cgroup is the pod's, and which the sidecar's in it: decided from the path alone.
+//! Which cgroup is the pod's, and which the sidecar's in it: decided from the path, and from what the operator says of it.
 //!
 //! ```text
 //! /kubepods/burstable/pod<uid>/<container>                                        kubelet, cgroupfs
 //! /kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<uid>.slice/…    kubelet, systemd
 //! /libpod_parent/<pod>/libpod-<container>                                         podman, cgroupfs
 //! /machine.slice/machine-libpod_pod_<pod>.slice/libpod-<container>.scope          podman, systemd
-//! /<any>/<workload>/<sidecar>                                                     anything else: the parent
+//! /my.slice/<workload>/<sidecar>                                                  named with --workload-cgroup /my.slice/*
 //! ```
+//!
+//! Nothing else is a pod. The parent of a container may hold containers of everybody, as Docker's `/docker` and nerdctl's
+//! `/default` do. Its processes prove nothing: the next container may be started there at any time.
 
 use thiserror::Error;
+
+use crate::model::cgroup::CgroupPattern;
 
 /// Levels that the kernel half searches for a cgroup that it knows.
 const MAX_DEPTH: usize = 12;
@@ -19,7 +24,7 @@ pub struct Place {
     pub pod: String,
     /// The sidecar's own, with all that is below it.
     pub proxy: String,
-    /// The path says that it is a pod. Else the pod is only the sidecar's parent, which may be anything.
+    /// It is called as the kubelet or podman call theirs. Else the operator has named it.
     pub certain: bool,
 }
 
@@ -37,12 +42,41 @@ pub enum PlaceError {
         "the cgroup {0} has no parent but the root, which is the whole node: start the sidecar two levels down, in a cgroup beside the application's"
     )]
     Root(String),
+    #[error(
+        "nothing says that {parent} is one workload: it is not called as pods are, and may hold other containers beside {path}. \
+         If only this sidecar and its application run in it, and ever will, start the agent with --workload-cgroup {parent}"
+    )]
+    Unknown { path: String, parent: String },
     #[error("the cgroup {0} is deeper than the {MAX_DEPTH} levels that are looked at")]
     TooDeep(String),
 }
 
+/// What the operator says of cgroups that are not called as pods are (`--workload-cgroup`): all that is below one of these
+/// belongs to one workload.
+#[derive(Debug, Clone, Default)]
+pub struct Workloads(Vec<CgroupPattern>);
+
+impl Workloads {
+    pub fn new(patterns: Vec<CgroupPattern>) -> Self {
+        Self(patterns)
+    }
+
+    /// A path below the mount point, in which a `*` stands for a part of a name.
+    pub fn pattern(text: &str) -> Result<CgroupPattern, String> {
+        let below = text.strip_prefix('/').unwrap_or(text);
+        CgroupPattern::new(below).ok_or_else(|| {
+            "a path below the mount point of cgroup v2, such as /my.slice/*".to_owned()
+        })
+    }
+
+    fn have(&self, path: &[&str]) -> bool {
+        let path: Vec<String> = path.iter().map(|&name| name.to_owned()).collect();
+        self.0.iter().any(|pattern| pattern.matches(&path))
+    }
+}
+
 /// `path`: as in /proc/PID/cgroup.
-pub fn place(path: &str) -> Result<Place, PlaceError> {
+pub fn place(path: &str, workloads: &Workloads) -> Result<Place, PlaceError> {
     let names: Vec<&str> = path.split('/').filter(|name| !name.is_empty()).collect();
     if names.contains(&"..") {
         return Err(PlaceError::Outside(path.to_owned()));
@@ -55,26 +89,34 @@ pub fn place(path: &str) -> Result<Place, PlaceError> {
         names.flat_map(|name| ["/", name]).collect()
     };
     // The outermost: what is below a pod is the pod's, whatever it calls itself.
-    let pod = (0..names.len()).find(|index| {
-        let above = index.checked_sub(1).and_then(|above| names.get(above));
-        names
-            .get(*index)
-            .is_some_and(|name| is_pod(above.copied(), name))
+    let found = (0..names.len()).find_map(|index| {
+        let (above, name) = (names.get(..index)?, names.get(index)?);
+        if is_pod(above.last().copied(), name) {
+            return Some((index + 1, true));
+        }
+        workloads
+            .have(names.get(..=index)?)
+            .then_some((index + 1, false))
     });
-    match (pod, names.len()) {
-        (Some(pod), depth) if pod + 1 == depth => Err(PlaceError::NotApart(path.to_owned())),
-        (Some(pod), _) => Ok(Place {
-            pod: up_to(pod + 1),
-            proxy: up_to(pod + 2),
-            certain: true,
+    match (found, names.len()) {
+        (Some((pod, _)), depth) if pod == depth => Err(PlaceError::NotApart(path.to_owned())),
+        (Some((pod, certain)), _) => Ok(Place {
+            pod: up_to(pod),
+            proxy: up_to(pod + 1),
+            certain,
         }),
         (None, 0 | 1) => Err(PlaceError::Root(path.to_owned())),
-        (None, depth) => Ok(Place {
-            pod: up_to(depth - 1),
-            proxy: up_to(depth),
-            certain: false,
+        (None, depth) => Err(PlaceError::Unknown {
+            path: path.to_owned(),
+            parent: up_to(depth - 1),
         }),
     }
+}
+
+/// Whether the cgroup at `path` is one that may be a pod's.
+pub fn is_workload(path: &str, workloads: &Workloads) -> bool {
+    let inside = format!("{path}/sidecar");
+    place(&inside, workloads).is_ok_and(|place| place.pod == path)
 }
 
 fn is_pod(parent: Option<&str>, name: &str) -> bool {
@@ -100,9 +142,18 @@ mod tests {
 
     const UID: &str = "6f0a3d2c-0b1e-4a52-9a56-5d5a1a0f7e11";
 
-    fn found(path: &str) -> (String, String, bool) {
-        let place = place(path).unwrap();
+    fn named(patterns: &[&str]) -> Workloads {
+        let patterns = patterns.iter().map(|text| Workloads::pattern(text));
+        Workloads::new(patterns.collect::<Result<_, _>>().unwrap())
+    }
+
+    fn found(path: &str, patterns: &[&str]) -> (String, String, bool) {
+        let place = place(path, &named(patterns)).unwrap();
         (place.pod, place.proxy, place.certain)
+    }
+
+    fn refused(path: &str, patterns: &[&str]) -> PlaceError {
+        place(path, &named(patterns)).unwrap_err()
     }
 
     #[test]
@@ -127,30 +178,78 @@ mod tests {
         ] {
             let container = format!("{pod}/cri-1");
             let path = format!("{container}{rest}");
-            assert_eq!(found(&path), (pod, container, true), "{path}");
+            assert!(is_workload(&pod, &Workloads::default()), "{pod}");
+            assert_eq!(found(&path, &[]), (pod, container, true), "{path}");
         }
     }
 
     #[test]
-    fn anything_else_is_beside_its_application() {
+    fn flat_layouts_have_no_pods() {
+        for path in [
+            "/docker/0123abc",
+            "/default/0123abc",
+            "/system.slice/docker-0123abc.scope",
+            "/machine.slice/libpod-0123abc.scope",
+            "/my.slice/shop/proxy",
+            "/podium/x",
+            // Docker's, with a cgroup of the container's own making in it.
+            "/docker/0123abc/mine",
+        ] {
+            let parent = path.rsplit_once('/').unwrap().0;
+            let error = refused(path, &[]);
+            assert_eq!(
+                error,
+                PlaceError::Unknown {
+                    path: path.to_owned(),
+                    parent: parent.to_owned()
+                }
+            );
+            // It says what to do, and that does it.
+            let advice = format!("--workload-cgroup {parent}");
+            assert!(error.to_string().ends_with(&advice), "{error}");
+            assert_eq!(
+                found(path, &[parent]),
+                (parent.to_owned(), path.to_owned(), false)
+            );
+        }
+    }
+
+    #[test]
+    fn what_the_operator_names_is_a_workload() {
         let whole = (
             "/my.slice/shop".to_owned(),
             "/my.slice/shop/proxy".to_owned(),
+            false,
         );
-        assert_eq!(found("/my.slice/shop/proxy"), (whole.0, whole.1, false));
-        assert_eq!(found("/podium/x").0, "/podium");
+        for patterns in [&["/my.slice/*"][..], &["other", "my.slice/shop"]] {
+            assert_eq!(found("/my.slice/shop/proxy", patterns), whole);
+            // What is below it is its own, whatever it calls itself.
+            let deeper = "/my.slice/shop/proxy/my.slice/shop/x";
+            assert_eq!(found(deeper, patterns), whole);
+            assert!(is_workload("/my.slice/shop", &named(patterns)));
+            assert!(!is_workload("/my.slice", &named(patterns)));
+            assert!(!is_workload("/my.slice/shop/proxy", &named(patterns)));
+        }
+        let itself = "/my.slice/shop".to_owned();
+        assert_eq!(
+            refused(&itself, &["/my.slice/*"]),
+            PlaceError::NotApart(itself)
+        );
+        for bad in ["", "/", "//a", "/a/../b", "/a/"] {
+            assert!(Workloads::pattern(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]
     fn what_cannot_be_told_apart_is_refused() {
         let pod = format!("/kubepods/pod{UID}");
-        assert_eq!(place(&pod), Err(PlaceError::NotApart(pod.clone())));
+        assert_eq!(refused(&pod, &[]), PlaceError::NotApart(pod.clone()));
         for root in ["/", "/proxy"] {
-            assert_eq!(place(root), Err(PlaceError::Root(root.into())));
+            assert_eq!(refused(root, &["/a"]), PlaceError::Root(root.into()));
         }
         let outside = "/../../other";
-        assert_eq!(place(outside), Err(PlaceError::Outside(outside.into())));
+        assert_eq!(refused(outside, &[]), PlaceError::Outside(outside.into()));
         let deep = "/a".repeat(13);
-        assert_eq!(place(&deep), Err(PlaceError::TooDeep(deep.clone())));
+        assert_eq!(refused(&deep, &[]), PlaceError::TooDeep(deep.clone()));
     }
 }

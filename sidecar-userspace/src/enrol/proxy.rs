@@ -218,6 +218,10 @@ impl Client {
                 }
                 Reply::Refused { reason } => return Err(End::Refused(reason)),
                 Reply::Reloaded => debug!("the agent follows the new configuration"),
+                Reply::NotReloaded { reason } => error!(
+                    reason,
+                    "the agent does not take the new configuration: what is steered, excluded and denied stays as it was"
+                ),
                 Reply::HandOver => {
                     wire.send(&Request::Listeners(listeners), &sockets).await?;
                     info!("the listeners are handed to a new sidecar");

@@ -5,6 +5,7 @@ mod enrolment;
 mod foreign;
 mod hand_over;
 mod kubelet;
+mod serving;
 mod shown;
 
 pub use kubelet::Kubelets;
@@ -20,7 +21,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
-use self::enrolment::EnrolError;
+use self::{enrolment::EnrolError, serving::Detached};
 use super::{caller::Host, foreign::Foreign, message::Reply};
 use crate::{
     kernel::{
@@ -77,6 +78,8 @@ pub struct State {
     kubelets: Kubelets,
     /// Sidecars that wait for the listeners of the one that serves their pod.
     waiting: BTreeMap<u64, (u64, ToSidecar)>,
+    /// Who served pods that are not attached now.
+    detached: Detached,
     pub totals: Totals,
 }
 
@@ -106,6 +109,7 @@ impl State {
             foreign: foreign.into_iter().map(|f| (f, None)).collect(),
             kubelets,
             waiting: BTreeMap::new(),
+            detached: Detached::default(),
             totals: Totals::default(),
         };
         for adopted in adopted {
@@ -123,6 +127,13 @@ impl State {
                 ..Steering::from(&Snapshot::builtin())
             };
             info!(workload = steering.name, cgroup = %cgroup.path().display(), "adopted");
+            if !state.host.is_workload(&cgroup) && !state.is_foreign(&cgroup) {
+                warn!(
+                    workload = steering.name, cgroup = %cgroup.path().display(),
+                    "what was attached stays, but its sidecar is not to enrol it again: nothing says that this cgroup is one workload. \
+                     Name it with --workload-cgroup, or have `sidecar agent uninstall` detach it"
+                );
+            }
             let pod = Pod {
                 cgroup,
                 attached: adopted.attached,
@@ -208,6 +219,7 @@ impl State {
     }
 
     fn remove(&mut self, id: u64, why: &str) {
+        self.remember_proxy(id);
         if let Some(pod) = self.pods.remove(&id) {
             self.leave(&pod.steering.name, pod.attached, why);
         }

@@ -65,6 +65,11 @@ impl Wire {
         }
     }
 
+    /// Whether a part of the next message is there already.
+    pub fn has_begun(&self) -> bool {
+        !self.read.is_empty()
+    }
+
     /// The next message and the descriptors that came with it. May be dropped and called again without losing anything.
     pub async fn receive<T: DeserializeOwned>(&mut self) -> Result<(T, Vec<OwnedFd>), WireError> {
         loop {

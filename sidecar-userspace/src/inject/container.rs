@@ -11,12 +11,12 @@ use super::{
     settings::{self, About, IDENTITY_DIRECTORY, Restarts},
 };
 
-const AGENT_VOLUME: &str = "sidecar-agent";
+pub const AGENT_VOLUME: &str = "sidecar-agent";
 const CONFIG_VOLUME: &str = "sidecar-config";
 const IDENTITY_VOLUME: &str = "sidecar-identity";
 
 /// The agent's CSI driver, and SPIFFE's.
-const AGENT_DRIVER: &str = "agent.sidecar.internal";
+pub const AGENT_DRIVER: &str = "agent.sidecar.internal";
 const SPIFFE_DRIVER: &str = "csi.spiffe.io";
 const SPIFFE_DIRECTORY: &str = "/spiffe-workload-api";
 

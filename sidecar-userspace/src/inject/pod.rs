@@ -6,6 +6,7 @@
 
 mod change;
 mod name;
+mod reach;
 
 use std::sync::LazyLock;
 
@@ -65,7 +66,7 @@ impl Pod<'_> {
             Asked::Forbidden => return leave("it is to have no sidecar"),
             Asked::ByPod | Asked::ByNamespace => {}
         }
-        if let Some(why) = self.unfit() {
+        if let Some(why) = self.unfit(defaults) {
             return match asked {
                 Asked::ByPod => Outcome::Refuse(why),
                 _ => Outcome::Leave { why, warn: true },
@@ -84,7 +85,7 @@ impl Pod<'_> {
     }
 
     /// Why a pod cannot have a sidecar, whatever it says.
-    fn unfit(&self) -> Option<String> {
+    fn unfit(&self, defaults: &Defaults) -> Option<String> {
         let metadata = self.metadata();
         let spec = self.spec();
         let annotations = object(metadata, "annotations");
@@ -105,11 +106,14 @@ impl Pod<'_> {
             || self
                 .containers()
                 .any(|(_, container)| container["name"] == "istio-proxy");
-        istio.then(|| {
-            "it has Istio's sidecar already, and two would steer the same connections: let one of them have it \
-             (sidecar.istio.io/inject: \"false\" or sidecar.internal/inject: \"false\")"
-                .to_owned()
-        })
+        if istio {
+            return Some(
+                "it has Istio's sidecar already, and two would steer the same connections: let one of them have it \
+                 (sidecar.istio.io/inject: \"false\" or sidecar.internal/inject: \"false\")"
+                    .to_owned(),
+            );
+        }
+        self.works_on_the_node(defaults)
     }
 
     /// What somebody has to mend.
@@ -126,6 +130,7 @@ impl Pod<'_> {
                     .to_owned(),
             ));
         }
+        self.check_agent_volume(defaults)?;
         let marked = is_marked(object(self.metadata(), "annotations"));
         for (_, container) in self.containers() {
             let name = container["name"].as_str().unwrap_or_default();

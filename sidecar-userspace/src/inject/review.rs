@@ -107,9 +107,10 @@ pub fn answer(
 fn decide(request: &Value, says: Namespace, defaults: &Defaults) -> Result<Outcome, NoReview> {
     let kind = &request["kind"];
     let is_pod = kind["group"] == "" && kind["version"] == "v1" && kind["kind"] == "Pod";
-    let created = request["operation"] == "CREATE";
-    let whole = request["subResource"].as_str().is_none_or(str::is_empty);
-    if !(is_pod && created && whole) {
+    let part = request["subResource"].as_str().unwrap_or_default();
+    let created = request["operation"] == "CREATE" && part.is_empty();
+    let debugged = request["operation"] == "UPDATE" && part == "ephemeralcontainers";
+    if !is_pod || !(created || debugged) {
         // Whoever configured the webhook asks for too much, which is no reason to break anything.
         return Ok(Outcome::Leave {
             why: "the injector is for the creation of pods: see `rules` of its MutatingWebhookConfiguration".to_owned(),
@@ -128,7 +129,10 @@ fn decide(request: &Value, says: Namespace, defaults: &Defaults) -> Result<Outco
             .filter(|name| super::is_name(name)),
         owner: None,
     };
-    Ok(pod.decide(defaults))
+    Ok(match debugged {
+        true => pod.decide_debugging(defaults),
+        false => pod.decide(defaults),
+    })
 }
 
 fn told(warnings: &[String]) -> Vec<String> {
@@ -139,6 +143,7 @@ fn told(warnings: &[String]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inject::{CONTAINER, STATUS};
 
     fn review(request: Value) -> Vec<u8> {
         json!({ "apiVersion": API_VERSION, "kind": "AdmissionReview", "request": request })
@@ -209,6 +214,41 @@ mod tests {
             (&json!(true), Verdict::Left)
         );
         assert!(response["warnings"][0].is_string());
+    }
+
+    #[test]
+    fn containers_for_debugging_do_not_reach_the_agent() {
+        let status = json!({ STATUS: "{}" });
+        let sidecar = json!({ "name": CONTAINER });
+        let debugging = |mounts: Value| {
+            let mut request = of_pod(json!({
+                "metadata": { "annotations": status },
+                "spec": {
+                    "initContainers": [sidecar], "containers": [{ "name": "a" }],
+                    "ephemeralContainers": [{ "name": "debug", "volumeMounts": mounts }],
+                },
+            }));
+            request["operation"] = json!("UPDATE");
+            request["subResource"] = json!("ephemeralcontainers");
+            request
+        };
+        let (response, verdict) = answered(debugging(json!([])));
+        assert_eq!(
+            (&response["allowed"], verdict),
+            (&json!(true), Verdict::Unchanged)
+        );
+        let mounts = json!([{ "name": "sidecar-agent", "mountPath": "/a" }]);
+        let (response, verdict) = answered(debugging(mounts.clone()));
+        assert_eq!(
+            (&response["allowed"], verdict),
+            (&json!(false), Verdict::Refused)
+        );
+        let message = response["status"]["message"].as_str().unwrap();
+        assert!(message.contains("container debug"), "{message}");
+        // One without a sidecar of ours.
+        let mut other = debugging(mounts);
+        other["object"]["metadata"] = json!({});
+        assert_eq!(answered(other).1, Verdict::Left);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use sidecar_common::{
 };
 use thiserror::Error;
 
-use super::pins::Pins;
+use super::{pins::Pins, tables::TooMany};
 use crate::sys::bpf;
 
 /// The BPF object, as `cargo xtask build` made it; empty in a build without the kernel half.
@@ -46,6 +46,8 @@ pub enum LoadError {
         name: &'static str,
         source: MapError,
     },
+    #[error(transparent)]
+    Rules(#[from] TooMany),
     #[error("cannot say what moves messages past TCP: {0}")]
     Relay(io::Error),
     #[error("cannot pin {name}: {source}")]

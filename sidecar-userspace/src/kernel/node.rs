@@ -141,6 +141,7 @@ impl Node {
         outbound_port: u16,
         listeners: Listening<'_>,
     ) -> Result<Attached, AttachError> {
+        self.tables.check_room(None, subject.steering)?;
         let shared = Pins::open(&self.base, Layout::own()?)?;
         let pins = shared.claim_for_pod(&subject.steering.name, pod)?;
         let (slot, directory) = (pins.slot, pins.directory.clone());
@@ -185,6 +186,9 @@ impl Node {
         outbound_port: u16,
         listeners: Listening<'_>,
     ) -> Result<(), AttachError> {
+        // Before anything of it is another proxy's.
+        let slot = Some(attached.slot());
+        self.tables.check_room(slot, subject.steering)?;
         let _shared = Pins::lock(self.shared.clone())?;
         if !links::serves_proxy(attached.directory(), subject.proxy.id()?) {
             links::serve_proxy(&mut self.bpf, subject.proxy, attached.directory())?;
@@ -203,6 +207,7 @@ impl Node {
         if !self.is_ours(attached) {
             return Err(AttachError::OtherLayout);
         }
+        self.tables.check_room(Some(attached.slot()), steering)?;
         let redirect = self.no_redirect.is_none();
         attached.reload(&mut self.tables, steering, redirect)
     }

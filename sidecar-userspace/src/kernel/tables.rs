@@ -1,6 +1,9 @@
 //! What userspace writes into the shared maps, and reads from them, for one workload.
 
 pub mod rules;
+mod written;
+
+pub use written::TooMany;
 
 use std::{collections::BTreeMap, os::fd::AsRawFd, path::Path};
 
@@ -23,6 +26,7 @@ use sidecar_common::{
     socket_state::SocketState,
 };
 
+use self::written::Known;
 use super::load::LoadError;
 
 const ANY: u64 = 0;
@@ -51,6 +55,8 @@ pub struct Tables {
     half_flows: HashMap<MapData, u64, HalfFlow>,
     probes: HashMap<MapData, FlowKey, u64>,
     probes_lost: PerCpuArray<MapData, u64>,
+    /// What is in `ports`, `cidrs` and `denials`.
+    rules: Known,
 }
 
 fn typed<T: TryFrom<Map, Error = MapError>>(
@@ -93,6 +99,7 @@ impl Tables {
             half_flows: typed(bpf, names::HALF_FLOWS)?,
             probes: typed(bpf, names::KUBELET_CONNECTIONS)?,
             probes_lost: typed(bpf, names::KUBELET_CONNECTIONS_LOST)?,
+            rules: Known::default(),
         })
     }
 
@@ -115,6 +122,7 @@ impl Tables {
             half_flows: pinned(directory, names::HALF_FLOWS, Map::HashMap)?,
             probes: pinned(directory, names::KUBELET_CONNECTIONS, Map::HashMap)?,
             probes_lost: pinned(directory, names::KUBELET_CONNECTIONS_LOST, Map::PerCpuArray)?,
+            rules: Known::default(),
         })
     }
 

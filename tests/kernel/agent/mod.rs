@@ -1,9 +1,11 @@
 //! The node's agent and sidecars without privilege: real processes of another user, without a capability, in cgroups of
 //! their own, that are steered because an agent attaches for them.
 
+mod claims;
 mod csi;
 mod enrolment;
 mod foreign;
+mod greedy;
 mod hostile;
 mod impostors;
 mod lifecycle;
@@ -11,6 +13,7 @@ mod load;
 mod many;
 mod probes;
 mod restarts;
+mod siblings;
 mod upgrade;
 mod versions;
 
@@ -28,8 +31,10 @@ import array, json, os, socket, struct, sys
 def enrol(agent, steering, listener):
     text = json.dumps({"kind": "enrol", "outboundPort": 15001, "steering": steering,
                        "listeners": {"workers": 1, "outbound": 1}}).encode()
-    agent.sendmsg([b"SCR\x01" + struct.pack("<I", len(text)) + text],
-                  [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener.fileno()] * 5))])
+    try:
+        agent.sendmsg([b"SCR\x01" + struct.pack("<I", len(text)) + text],
+                      [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener.fileno()] * 5))])
+    except BrokenPipeError: pass  # Refused before it was asked: the answer is there.
     head = agent.recv(8, socket.MSG_WAITALL)
     return agent.recv(struct.unpack("<I", head[4:])[0], socket.MSG_WAITALL).decode()
 "#;

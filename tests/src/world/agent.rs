@@ -84,10 +84,20 @@ impl<'w> Agent<'w> {
             .arg("--bpffs")
             .arg(self.world.bpffs())
             .args(&self.arguments)
+            .args(self.pods()?)
             .envs(self.environment.iter().map(|(name, value)| (name, value)));
         let name = format!("agent-{}", self.starts);
         self.running = Some(Running::start(&name, self.world.directory(), &mut command)?);
         Ok(())
+    }
+
+    /// The option that makes each workload of the world a pod, unless the test says which are.
+    fn pods(&self) -> Result<Vec<String>> {
+        const OPTION: &str = "--workload-cgroup";
+        if self.arguments.iter().any(|word| word == OPTION) {
+            return Ok(Vec::new());
+        }
+        Ok(vec![OPTION.to_owned(), self.world.cgroup_pattern("*")?])
     }
 
     /// Until sidecars can enrol.

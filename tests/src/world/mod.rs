@@ -193,6 +193,12 @@ impl World {
         self.cgroup.path()
     }
 
+    /// The path of a cgroup in that of the world, below the mount point: as an agent's option names it.
+    pub fn cgroup_pattern(&self, name: &str) -> Result<String> {
+        let below = self.cgroup.path().strip_prefix(cgroup::root()?)?;
+        Ok(format!("/{}/{name}", below.display()))
+    }
+
     /// A directory for files of this world.
     pub fn directory(&self) -> &Path {
         &self.directory

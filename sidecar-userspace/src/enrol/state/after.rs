@@ -57,9 +57,11 @@ impl State {
         for (id, why) in gone {
             self.remove(id, why);
         }
+        self.detached.forget_gone();
     }
 
-    /// Cgroups of former sidecars of the pod: their ids may be anybody's one day.
+    /// Cgroups of former sidecars of the pod in which nothing runs any more: their ids, or they themselves, may be anybody's one
+    /// day, and the pod has one proxy.
     pub(super) fn forget_gone_proxies(&mut self, id: u64) {
         let Some(pod) = self.pods.get(&id) else {
             return;
@@ -70,6 +72,7 @@ impl State {
             .cgroup
             .children()
             .iter()
+            .filter(|child| child.populated())
             .filter_map(|c| c.id().ok())
             .collect();
         for old in known {

@@ -187,27 +187,19 @@ impl State {
             sidecar: Some(sidecar),
         };
         self.pods.insert(id, pod);
+        self.detached.forget(id);
         self.forget_gone_proxies(id);
         Ok(())
     }
 
     /// Whether the caller may speak for its pod now.
     fn check_place(&self, id: u64, caller: &Caller) -> Result<(), EnrolError> {
-        match self.pods.get(&caller.pod_id) {
-            Some(pod) => {
-                let other = pod.sidecar.as_ref().filter(|other| other.id != id);
-                match other {
-                    Some(other)
-                        if other.cgroup_id != caller.proxy_id && other.cgroup.populated() =>
-                    {
-                        Err(EnrolError::Served(
-                            other.cgroup.path().display().to_string(),
-                        ))
-                    }
-                    _ => Ok(()),
-                }
-            }
-            None => {
+        if let Some(other) = self.served_by(Some(id), caller) {
+            return Err(EnrolError::Served(other.path().display().to_string()));
+        }
+        match self.pods.contains_key(&caller.pod_id) {
+            true => Ok(()),
+            false => {
                 caller.check_pod(&self.host)?;
                 self.check_overlap(&caller.pod)
             }

@@ -15,9 +15,16 @@ use crate::{
         foreign::ForeignError,
     },
     kernel::{links::serves_proxy, workload::Listening},
+    sys::cgroup::Cgroup,
 };
 
 impl State {
+    /// Whether the operator's file names it.
+    pub(super) fn is_foreign(&self, cgroup: &Cgroup) -> bool {
+        let mut named = self.foreign.iter();
+        named.any(|(foreign, _)| foreign.cgroup().is_ok_and(|named| named == *cgroup))
+    }
+
     /// Looks for proxies that do not enrol themselves, and whether those that were found still run.
     pub fn look_for_foreign(&mut self) {
         for number in 0..self.foreign.len() {

@@ -131,7 +131,7 @@ impl Pod<'_> {
         }
     }
 
-    fn has_ours(&self) -> bool {
+    pub(super) fn has_ours(&self) -> bool {
         let marked = is_marked(object(self.metadata(), "annotations"));
         marked
             && self

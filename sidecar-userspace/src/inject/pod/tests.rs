@@ -279,6 +279,79 @@ fn the_workload_is_called_after_its_owner() {
     assert_eq!(owned("Job", "once").1, "once");
 }
 
+/// A pod of which a container mounts a volume.
+fn mounting(list: &str, volume: Value, mount: Value) -> Value {
+    let mut pod = plain();
+    let mut container = json!({ "name": "other", "volumeMounts": [mount] });
+    container["volumeMounts"][0]["mountPath"] = json!("/x");
+    pod["spec"]["volumes"] = json!([volume]);
+    match pod["spec"][list].as_array_mut() {
+        Some(containers) => containers.push(container),
+        None => pod["spec"][list] = json!([container]),
+    }
+    pod
+}
+
+#[test]
+fn no_other_container_reaches_the_agent() {
+    let defaults = Defaults::default();
+    let node = |path: &str| json!({ "name": "v", "hostPath": { "path": path } });
+    let v = json!({ "name": "v" });
+    let csi = json!({ "name": "v", "csi": { "driver": "agent.sidecar.internal" } });
+    for list in ["initContainers", "containers", "ephemeralContainers"] {
+        let ours = json!({ "name": "sidecar-agent" });
+        for pod in [
+            mounting(list, json!({ "name": "y", "emptyDir": {} }), ours),
+            mounting(list, csi.clone(), v.clone()),
+            mounting(list, node("/run/sidecar"), v.clone()),
+            mounting(list, node("/var/run/sidecar/"), v.clone()),
+            mounting(list, node("/run/sidecar/agent.sock"), v.clone()),
+            mounting(
+                list,
+                node("/run"),
+                json!({ "name": "v", "subPath": "./sidecar" }),
+            ),
+        ] {
+            match decide(&pod, Namespace::Enabled, &defaults) {
+                Outcome::Refuse(why) => assert!(why.contains("container other"), "{why}"),
+                other => panic!("{pod}: {other:?}"),
+            }
+        }
+        for path in ["/", "/run", "/var/run"] {
+            let mut pod = mounting(list, node(path), v.clone());
+            match decide(&pod, Namespace::Enabled, &defaults) {
+                Outcome::Leave { why, warn: true } => {
+                    assert!(why.contains("/run/sidecar"), "{why}")
+                }
+                other => panic!("{pod}: {other:?}"),
+            }
+            pod["metadata"]["labels"]["sidecar.internal/inject"] = json!("true");
+            let asked = decide(&pod, Namespace::Enabled, &defaults);
+            assert!(matches!(asked, Outcome::Refuse(_)), "{asked:?}");
+        }
+    }
+    for pod in [
+        mounting("containers", node("/run/sidecars"), v.clone()),
+        mounting("containers", node("/var/log"), v.clone()),
+        mounting(
+            "containers",
+            node("/"),
+            json!({ "name": "v", "subPath": "etc" }),
+        ),
+        // Nobody mounts it.
+        with("/spec/volumes", json!([csi])),
+    ] {
+        let decided = decide(&pod, Namespace::Enabled, &defaults);
+        assert!(matches!(decided, Outcome::Inject { .. }), "{decided:?}");
+    }
+    // One that came after the sidecar.
+    let mut pod = injected(&plain(), &defaults);
+    pod["spec"]["containers"][0]["volumeMounts"] =
+        json!([{ "name": "sidecar-agent", "mountPath": "/x" }]);
+    let again = decide(&pod, Namespace::Enabled, &defaults);
+    assert!(matches!(again, Outcome::Refuse(_)), "{again:?}");
+}
+
 /// A pod with whatever fields, of which injection must lose none.
 fn any_pod() -> impl Strategy<Value = Value> {
     let name = "[a-z]{1,8}";

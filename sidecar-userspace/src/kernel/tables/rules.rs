@@ -2,13 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use aya::{
     Pod,
     maps::{
-        MapData,
+        MapData, MapError,
         lpm_trie::{Key, LpmTrie},
     },
 };
@@ -22,7 +23,10 @@ use sidecar_common::{
     },
 };
 
-use super::{ANY, Tables, of};
+use super::{
+    ANY, Tables, of,
+    written::{OfWorkload, RuleKey, Rules},
+};
 use crate::{
     kernel::load::LoadError,
     model::{Cidr, EgressRule, FailRule, InboundCapture, Steering},
@@ -31,73 +35,116 @@ use crate::{
 impl Tables {
     /// Makes the rules of `slot` these: what is missing is added before what is obsolete goes.
     pub fn set_rules(&mut self, slot: u32, steering: &Steering) -> Result<(), LoadError> {
-        let wanted = port_rules(slot, steering);
-        for (key, rule) in &wanted {
-            self.ports
-                .insert(key.0, rule, ANY)
-                .map_err(of(names::PORTS))?;
-        }
-        for key in self.ports_of(slot) {
-            if !wanted.contains_key(&Sorted(key)) {
-                self.ports.remove(&key).map_err(of(names::PORTS))?;
-            }
-        }
-        let wanted = exclusions(slot, &steering.outbound_exclude_cidrs);
-        let present = self.cidrs_of(slot);
-        replace(&mut self.cidrs, names::CIDRS, &wanted, present)?;
-        let wanted = denials(slot, &steering.outbound_deny);
-        let present = self.denials_of(slot);
-        replace(&mut self.denials, names::DENIALS, &wanted, present)
+        self.look_at_rules();
+        let wanted = rules(slot, steering);
+        let mut present = self.rules.take(slot);
+        let written = self.write_rules(&mut present, &wanted);
+        self.rules.hold(slot, present);
+        written
+    }
+
+    /// Whether the node has room for the rules of a workload: the one in `slot`, or one that has none so far.
+    pub fn check_room(&mut self, slot: Option<u32>, steering: &Steering) -> Result<(), LoadError> {
+        self.look_at_rules();
+        let wanted = rules(slot.unwrap_or_default(), steering);
+        Ok(self.rules.check_room(slot, &wanted)?)
     }
 
     pub(super) fn clear_rules(&mut self, slot: u32) {
+        // What another process may have left in the slot is not known.
+        let present = match self.rules.forget(slot) {
+            Some(known) => known,
+            None => OfWorkload {
+                ports: of_slot(slot, self.ports.iter()),
+                cidrs: of_slot(slot, self.cidrs.iter()),
+                denials: of_slot(slot, self.denials.iter()),
+            },
+        };
         // Best effort by nature: what is gone already is what is wanted.
-        for key in self.ports_of(slot) {
-            let _ = self.ports.remove(&key);
+        for key in present.ports.keys() {
+            let _ = self.ports.remove(key);
         }
-        for key in self.cidrs_of(slot) {
-            let _ = self.cidrs.remove(&key);
+        for key in present.cidrs.keys() {
+            let _ = self.cidrs.remove(key);
         }
-        for key in self.denials_of(slot) {
-            let _ = self.denials.remove(&key);
+        for key in present.denials.keys() {
+            let _ = self.denials.remove(key);
         }
     }
 
-    fn ports_of(&self, slot: u32) -> Vec<PortKey> {
-        let keys = self.ports.keys().flatten();
-        keys.filter(|key| key.workload == slot).collect()
+    /// Once: from then on what is in the maps is known without reading them, which costs by what all workloads have.
+    fn look_at_rules(&mut self) {
+        if !self.rules.has_looked() {
+            let (ports, cidrs) = (self.ports.iter(), self.cidrs.iter());
+            let denials = self.denials.iter();
+            self.rules
+                .look(ports.flatten(), cidrs.flatten(), denials.flatten());
+        }
     }
 
-    fn cidrs_of(&self, slot: u32) -> Vec<Key<CidrTarget>> {
-        let keys = self.cidrs.keys().flatten();
-        keys.filter(|key| key.data().workload == slot).collect()
-    }
-
-    fn denials_of(&self, slot: u32) -> Vec<Key<DenyTarget>> {
-        let keys = self.denials.keys().flatten();
-        keys.filter(|key| key.data().workload == slot).collect()
+    fn write_rules(
+        &mut self,
+        present: &mut OfWorkload,
+        wanted: &OfWorkload,
+    ) -> Result<(), LoadError> {
+        let ports = &mut self.ports;
+        let ports = present.ports.follow(&wanted.ports, |key, rule| match rule {
+            Some(rule) => ports.insert(key, rule, ANY),
+            None => gone(ports.remove(key)),
+        });
+        ports.map_err(of(names::PORTS))?;
+        let cidrs = present
+            .cidrs
+            .follow(&wanted.cidrs, |key, rule| write(&mut self.cidrs, key, rule));
+        cidrs.map_err(of(names::CIDRS))?;
+        let denials = present.denials.follow(&wanted.denials, |key, rule| {
+            write(&mut self.denials, key, rule)
+        });
+        denials.map_err(of(names::DENIALS))
     }
 }
 
-/// Adds what is `wanted`, then removes what else is `present`.
-fn replace<K: Pod + PartialEq>(
+/// Puts an entry into a trie, or takes it out.
+fn write<K: Pod>(
     trie: &mut LpmTrie<MapData, K, u32>,
-    name: &'static str,
-    wanted: &[(Key<K>, u32)],
-    present: Vec<Key<K>>,
-) -> Result<(), LoadError> {
-    for (key, rule) in wanted {
-        trie.insert(key, rule, ANY).map_err(of(name))?;
+    key: &Key<K>,
+    rule: Option<u32>,
+) -> Result<(), MapError> {
+    match rule {
+        Some(rule) => trie.insert(key, rule, ANY),
+        None => gone(trie.remove(key)),
     }
-    for key in present {
-        let same = |(wanted, _): &(Key<K>, u32)| {
-            wanted.prefix_len() == key.prefix_len() && wanted.data() == key.data()
-        };
-        if !wanted.iter().any(same) {
-            trie.remove(&key).map_err(of(name))?;
+}
+
+/// An entry that is not there is one that was to go.
+fn gone(removed: Result<(), MapError>) -> Result<(), MapError> {
+    match removed {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+            Ok(())
         }
+        removed => removed,
     }
-    Ok(())
+}
+
+fn of_slot<K: RuleKey>(
+    slot: u32,
+    entries: impl Iterator<Item = Result<(K, u32), MapError>>,
+) -> Rules<K> {
+    let entries = entries.flatten();
+    entries.filter(|(key, _)| key.slot() == slot).collect()
+}
+
+/// All rules of a workload, as entries of the maps.
+fn rules(slot: u32, steering: &Steering) -> OfWorkload {
+    let ports = port_rules(slot, steering).into_iter();
+    OfWorkload {
+        ports: ports.map(|(key, rule)| (key.0, rule)).collect(),
+        cidrs: exclusions(slot, &steering.outbound_exclude_cidrs)
+            .into_iter()
+            .collect(),
+        denials: denials(slot, &steering.outbound_deny).into_iter().collect(),
+    }
 }
 
 /// The entry of a workload in `WORKLOADS`. `own_namespace`: nobody else uses the network namespace.
