@@ -25,7 +25,7 @@ use super::{
     Ended, Outcome, Reason, Stream, Transport,
     buffers::{Buffers, Pending},
     liveness,
-    room::Room,
+    send_window::SendWindow,
     stream,
 };
 use crate::model::{Snapshot, Timeouts};
@@ -159,7 +159,7 @@ struct Pair {
 struct Flow {
     pending: Pending,
     /// Of the receiver.
-    room: Room,
+    window: SendWindow,
     moved_bytes: u64,
     /// The sender's end was read; it is passed on when nothing is pending.
     ended: bool,
@@ -228,8 +228,8 @@ impl Pair {
                 &self.to_upstream.turned(client, upstream, &there),
                 &self.to_client.turned(upstream, client, &back),
             );
-            self.to_upstream.forget_room(there);
-            self.to_client.forget_room(back);
+            self.to_upstream.forget_window(there);
+            self.to_client.forget_window(back);
         }
         while timer.as_mut().poll(cx).is_ready() {
             if let Some(end) = broken::unseen(client, upstream) {
@@ -270,7 +270,7 @@ impl Flow {
     fn new(already_read: &Bytes) -> Self {
         Self {
             pending: Pending::copy_of(already_read),
-            room: Room::default(),
+            window: SendWindow::default(),
             moved_bytes: 0,
             ended: false,
             done: false,
@@ -321,7 +321,7 @@ impl Flow {
     ) -> Poll<Result<(), Failure>> {
         while !self.pending.is_empty() {
             let pending = self.pending.bytes();
-            let written = ready!(stream::poll_write(cx, to, &mut self.room, pending))
+            let written = ready!(stream::poll_write(cx, to, &mut self.window, pending))
                 .map_err(Failure::Receiver)?;
             self.pending.advance(written, pool);
             self.count(written, turn);
@@ -358,7 +358,7 @@ impl Flow {
         let written = if bytes.is_empty() {
             Ok(0)
         } else {
-            write_some(to, &mut self.room, bytes)
+            write_some(to, &mut self.window, bytes)
         };
         match written {
             Ok(written) if written < read => {
@@ -392,9 +392,9 @@ impl Flow {
         }
     }
 
-    fn forget_room(&mut self, out_of_date: bool) {
+    fn forget_window(&mut self, out_of_date: bool) {
         if out_of_date {
-            self.room.forget();
+            self.window.forget();
         }
     }
 
@@ -463,15 +463,15 @@ impl Patience {
 }
 
 /// What a write without waiting takes; 0: nothing now.
-fn write_some(to: &TcpStream, room: &mut Room, bytes: &[u8]) -> io::Result<usize> {
-    let granted = room.now(to, bytes.len());
+fn write_some(to: &TcpStream, window: &mut SendWindow, bytes: &[u8]) -> io::Result<usize> {
+    let granted = window.now(to, bytes.len());
     if granted == 0 {
         return Ok(0);
     }
     match to.try_write(bytes.get(..granted).unwrap_or(bytes)) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
         Ok(written) => {
-            room.spend(written);
+            window.spend(written);
             Ok(written)
         }
         Err(error) => Err(error),

@@ -35,7 +35,7 @@ const UNDECIDED_WAITS: u32 = 100;
 
 /// Of one direction of one connection; belongs to whoever writes.
 #[derive(Debug, Default)]
-pub struct Room {
+pub struct SendWindow {
     left: Left,
     /// Made at the first wait.
     wait: Option<Box<Wait>>,
@@ -52,7 +52,7 @@ enum Left {
     Bytes(u32),
 }
 
-impl Room {
+impl SendWindow {
     /// How many of `wanted` bytes may be written to `socket` now; 0: none, see [`Self::poll`].
     pub fn now(&mut self, socket: &impl AsFd, wanted: usize) -> usize {
         if let Left::Bytes(left) = self.left
@@ -211,24 +211,24 @@ mod tests {
     #[test]
     fn without_the_kernel_half_there_is_room() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let mut room = Room::default();
-        assert_eq!(room.now(&socket, 1 << 30), 1 << 30);
-        room.spend(1 << 30);
-        assert_eq!(room.now(&socket, 7), 7);
+        let mut window = SendWindow::default();
+        assert_eq!(window.now(&socket, 1 << 30), 1 << 30);
+        window.spend(1 << 30);
+        assert_eq!(window.now(&socket, 7), 7);
     }
 
     #[test]
     fn what_was_given_is_spent_before_the_next_question() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let mut room = Room {
+        let mut window = SendWindow {
             left: Left::Bytes(10),
-            ..Room::default()
+            ..SendWindow::default()
         };
-        assert_eq!(room.now(&socket, 100), 10);
-        room.spend(6);
-        assert_eq!(room.now(&socket, 100), 4);
-        room.spend(4);
-        assert_eq!(room.now(&socket, 100), 100, "nothing is redirected here");
+        assert_eq!(window.now(&socket, 100), 10);
+        window.spend(6);
+        assert_eq!(window.now(&socket, 100), 4);
+        window.spend(4);
+        assert_eq!(window.now(&socket, 100), 100, "nothing is redirected here");
     }
 
     #[tokio::test]
