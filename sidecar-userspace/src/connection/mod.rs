@@ -7,6 +7,7 @@ pub mod buffers;
 pub mod connect;
 pub mod detect;
 pub mod doubt;
+mod fine_timer;
 pub mod listen;
 pub(crate) mod liveness;
 pub mod origin;

@@ -209,6 +209,9 @@ impl Pair {
             return Poll::Ready(failure.to_upstream());
         }
         back.last = self.to_upstream.done;
+        if there.moved {
+            self.to_client.window.ask_again();
+        }
         if let Poll::Ready(Err(failure)) = self
             .to_client
             .poll(cx, upstream, client, pool, settings, &mut back)
@@ -219,7 +222,8 @@ impl Pair {
         if self.to_upstream.done && self.to_client.done {
             return Poll::Ready((Outcome::Success, None));
         }
-        if there.left_bytes == 0 || back.left_bytes == 0 {
+        let heard = back.moved && self.to_upstream.window.ask_again();
+        if there.left_bytes == 0 || back.left_bytes == 0 || heard {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }

@@ -4,41 +4,41 @@
 //! connection through one of them (ARCHITECTURE.md, "Redirect on evidence"). So the kernel half does not fall back to
 //! TCP there when the credit is used up: the proxy asks how much room there is, keeps to it, and waits for more. It
 //! asks once where nothing is redirected, else once for each credit's worth of bytes.
+//!
+//! Nothing announces that an application has read. So the proxy asks again: soon at first, for readers that keep up, and
+//! more and more rarely the longer a reader has not read; and at once when the application has sent something.
 
 use std::{
-    io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
-};
-use tokio::{
-    io::unix::AsyncFd,
-    time::{Sleep, sleep},
-};
+use tokio::time::{Sleep, sleep};
 
+use super::fine_timer::{self, Wait};
 use crate::sys::sockopt::{self, Answer};
 
-/// A reader that keeps up empties its queue in about this time; tokio's own timer knows milliseconds only.
-const SHORT: Duration = Duration::from_micros(50);
-/// After so many short waits the reader is slow, or stopped, and the waits grow.
-const SHORT_WAITS: u32 = 16;
-const LONGEST: Duration = Duration::from_millis(10);
-/// So often the other end may be found not accepted yet. The kernel does that before `connect` returns; whoever finds
+/// A reader that keeps up empties its queue in about this time.
+const SHORTEST: Duration = Duration::from_micros(50);
+/// A reader that has not read for some time is asked after when this part of that time has passed again: who begins to
+/// read again waits for a sixteenth of his pause at most.
+const PART_OF_STALL: u32 = 16;
+const LONGEST: Duration = Duration::from_millis(100);
+/// Where very many wait, each asks so much more rarely that all of them together ask once in this time: about a fiftieth
+/// of a CPU, however many they are.
+const BETWEEN_QUESTIONS: Duration = Duration::from_micros(40);
+/// For so long the other end may be found not accepted yet. The kernel accepts before `connect` returns; whoever finds
 /// it otherwise goes on by TCP.
-const UNDECIDED_WAITS: u32 = 100;
+const UNDECIDED: Duration = Duration::from_secs(1);
 
 /// Of one direction of one connection; belongs to whoever writes.
 #[derive(Debug, Default)]
 pub struct SendWindow {
     left: Left,
-    /// Made at the first wait.
-    wait: Option<Box<Wait>>,
+    /// `None`: there was room when it was looked for last.
+    stall: Option<Box<Stall>>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -52,6 +52,21 @@ enum Left {
     Bytes(u32),
 }
 
+/// A time without room.
+#[derive(Debug)]
+struct Stall {
+    since: Instant,
+    /// Until the next question; `None`: it is due.
+    pause: Option<Pause>,
+}
+
+#[derive(Debug)]
+enum Pause {
+    Fine(Wait),
+    /// Where the kernel has no descriptor for the worker's timer.
+    Coarse(Pin<Box<Sleep>>),
+}
+
 impl SendWindow {
     /// How many of `wanted` bytes may be written to `socket` now; 0: none, see [`Self::poll`].
     pub fn now(&mut self, socket: &impl AsFd, wanted: usize) -> usize {
@@ -60,10 +75,12 @@ impl SendWindow {
         {
             return wanted.min(left as usize);
         }
-        let waits = self.wait.as_ref().map_or(0, |wait| wait.waits);
         if !matches!(self.left, Left::Tcp) {
+            let stall = self.stall.as_ref();
             self.left = match sockopt::room(socket) {
-                Answer::Undecided if waits < UNDECIDED_WAITS => return 0,
+                Answer::Undecided if stall.is_none_or(|s| s.since.elapsed() < UNDECIDED) => {
+                    return 0;
+                }
                 Answer::Undecided | Answer::Tcp => Left::Tcp,
                 Answer::Bytes(bytes) => Left::Bytes(bytes),
             };
@@ -77,20 +94,30 @@ impl SendWindow {
     /// As [`Self::now`], waiting until there is room for at least one byte.
     pub fn poll(&mut self, cx: &mut Context<'_>, socket: &impl AsFd, wanted: usize) -> Poll<usize> {
         loop {
-            if let Some(wait) = &mut self.wait {
-                ready!(wait.poll(cx));
+            if let Some(stall) = &mut self.stall {
+                ready!(stall.poll(cx));
             }
             let room = self.now(socket, wanted);
             if room > 0 || wanted == 0 {
-                if let Some(wait) = &mut self.wait {
-                    wait.waits = 0;
-                }
+                self.stall = None;
                 return Poll::Ready(room);
             }
-            let wait = self.wait.get_or_insert_with(Box::default);
-            wait.begin(period(wait.waits));
-            wait.waits = wait.waits.saturating_add(1);
+            let now = Instant::now();
+            let stall = self.stall.get_or_insert_with(|| {
+                Box::new(Stall {
+                    since: now,
+                    pause: None,
+                })
+            });
+            stall.begin(now, cx);
         }
+    }
+
+    /// The application has sent something, and has thus probably read: the next [`Self::poll`] asks. `true`: somebody waits
+    /// for it.
+    pub fn ask_again(&mut self) -> bool {
+        let stall = self.stall.as_mut();
+        stall.is_some_and(|stall| stall.pause.take().is_some())
     }
 
     /// What was said of the room is out of date: others write to the same receiver.
@@ -108,104 +135,72 @@ impl SendWindow {
     }
 }
 
-/// The length of the wait after `waits` others.
-fn period(waits: u32) -> Duration {
-    let doublings = waits.saturating_sub(SHORT_WAITS).min(16);
-    (SHORT * 2_u32.saturating_pow(doublings)).min(LONGEST)
-}
-
-/// A timer that is finer than the runtime's; the runtime's where the kernel has no descriptor for us.
-#[derive(Debug, Default)]
-struct Wait {
-    state: State,
-    /// How many there were since room was last given.
-    waits: u32,
-    /// Kept from one wait to the next.
-    timer: Option<AsyncFd<OwnedFd>>,
-}
-
-#[derive(Debug, Default)]
-enum State {
-    #[default]
-    Over,
-    Timer,
-    Sleep(Pin<Box<Sleep>>),
-}
-
-impl Wait {
-    fn begin(&mut self, period: Duration) {
-        self.state = match self.arm(period) {
-            Ok(()) => State::Timer,
-            Err(_) => State::Sleep(Box::pin(sleep(period))),
-        };
-    }
-
-    fn arm(&mut self, period: Duration) -> io::Result<()> {
-        if self.timer.is_none() {
-            let timer = timerfd_create(
-                TimerfdClockId::Monotonic,
-                TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
-            )?;
-            #[expect(
-                deprecated,
-                reason = "its successor is unsafe, which has its rooms; a timer keeps its descriptor"
-            )]
-            let registered = AsyncFd::new(timer)?;
-            self.timer = Some(registered);
-        }
-        let Some(timer) = &self.timer else {
-            return Ok(());
-        };
-        let once = Itimerspec {
-            it_interval: Timespec::default(),
-            it_value: Timespec::try_from(period).unwrap_or_default(),
-        };
-        timerfd_settime(timer, TimerfdTimerFlags::empty(), &once)?;
-        Ok(())
+impl Stall {
+    fn begin(&mut self, now: Instant, cx: &Context<'_>) {
+        let period = period(now - self.since, fine_timer::waiting());
+        self.pause = Some(match Wait::begin(period, now, cx) {
+            Ok(wait) => Pause::Fine(wait),
+            Err(_) => Pause::Coarse(Box::pin(sleep(period))),
+        });
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.state {
-            State::Over => return Poll::Ready(()),
-            State::Sleep(sleep) => ready!(sleep.as_mut().poll(cx)),
-            State::Timer => ready!(self.poll_timer(cx)),
+        match &mut self.pause {
+            Some(Pause::Fine(wait)) => ready!(wait.poll(cx)),
+            Some(Pause::Coarse(sleep)) => ready!(sleep.as_mut().poll(cx)),
+            None => {}
         }
-        self.state = State::Over;
+        self.pause = None;
         Poll::Ready(())
     }
+}
 
-    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(timer) = &self.timer else {
-            return Poll::Ready(());
-        };
-        loop {
-            let Ok(mut ready) = ready!(timer.poll_read_ready(cx)) else {
-                // The runtime is shutting down.
-                return Poll::Ready(());
-            };
-            match rustix::io::read(timer, &mut [0; 8]) {
-                Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
-                _ => {
-                    ready.clear_ready();
-                    return Poll::Ready(());
-                }
-            }
-        }
-    }
+/// How long to wait when there has been no room for `stalled`, on a worker where `others` wait as well.
+fn period(stalled: Duration, others: usize) -> Duration {
+    let others = u32::try_from(others).unwrap_or(u32::MAX);
+    let longest = LONGEST.max(BETWEEN_QUESTIONS.saturating_mul(others));
+    (stalled / PART_OF_STALL).clamp(SHORTEST, longest)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{future::poll_fn, net::UdpSocket};
+    use std::net::UdpSocket;
 
     use super::*;
 
     #[test]
-    fn waits_grow() {
-        assert_eq!(period(0), SHORT);
-        assert_eq!(period(SHORT_WAITS), SHORT);
-        assert_eq!(period(SHORT_WAITS + 1), SHORT * 2);
-        assert_eq!(period(u32::MAX), LONGEST);
+    fn waits_grow_with_the_stall() {
+        let ms = Duration::from_millis;
+        assert_eq!(period(Duration::ZERO, 0), SHORTEST);
+        assert_eq!(period(PART_OF_STALL * SHORTEST, 0), SHORTEST);
+        assert_eq!(period(ms(160), 0), ms(10));
+        assert_eq!(period(Duration::MAX, 0), LONGEST);
+    }
+
+    #[test]
+    fn however_many_wait_they_ask_so_often_only() {
+        assert_eq!(period(Duration::MAX, 2_400), LONGEST);
+        assert_eq!(period(Duration::MAX, 10_000), Duration::from_millis(400));
+        // Readers that keep up are not held up by those that do not.
+        assert_eq!(period(Duration::ZERO, 10_000), SHORTEST);
+    }
+
+    #[tokio::test]
+    async fn a_message_from_the_application_ends_the_wait() {
+        let mut window = SendWindow::default();
+        assert!(!window.ask_again(), "nobody waits");
+        let since = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
+        let mut stall = Box::new(Stall { since, pause: None });
+        std::future::poll_fn(|cx| {
+            stall.begin(Instant::now(), cx);
+            assert!(stall.poll(cx).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+        window.stall = Some(stall);
+        assert!(window.ask_again());
+        assert_eq!(fine_timer::waiting(), 0);
+        assert!(!window.ask_again(), "once is enough");
     }
 
     #[test]
@@ -229,18 +224,5 @@ mod tests {
         assert_eq!(window.now(&socket, 100), 4);
         window.spend(4);
         assert_eq!(window.now(&socket, 100), 100, "nothing is redirected here");
-    }
-
-    #[tokio::test]
-    async fn a_wait_is_finer_than_a_millisecond() {
-        let mut wait = Wait::default();
-        let start = std::time::Instant::now();
-        for _ in 0..20 {
-            wait.begin(SHORT);
-            poll_fn(|cx| wait.poll(cx)).await;
-        }
-        assert!(start.elapsed() >= SHORT * 20);
-        assert!(matches!(wait.state, State::Over));
-        assert!(wait.timer.is_some());
     }
 }

@@ -92,6 +92,13 @@ impl Stream {
         self.tcp
     }
 
+    /// After a read that gave something: what was written before may have been read.
+    fn heard(&mut self, cx: &Context<'_>) {
+        if self.window.ask_again() {
+            cx.waker().wake_by_ref();
+        }
+    }
+
     /// After a read.
     fn note(&self, buf: &ReadBuf<'_>, before: usize) {
         let Some(doubt) = &self.doubt else {
@@ -217,6 +224,7 @@ impl AsyncRead for Stream {
             match self.tcp.try_read_buf(buf) {
                 Ok(_) => {
                     self.note(buf, before);
+                    self.heard(cx);
                     return Poll::Ready(Ok(()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
