@@ -22,6 +22,7 @@ mod peers;
 mod protocols;
 mod readers;
 mod resets;
+mod stalled;
 mod startup;
 mod units;
 mod world;

@@ -43,6 +43,8 @@ struct Waits {
     next_number: u64,
     /// When the kernel's timer will fire; `None`: it is not set.
     armed: Option<Instant>,
+    /// When all waits were ended before their time.
+    ended_all: Option<Instant>,
 }
 
 thread_local! {
@@ -97,6 +99,13 @@ impl Drop for Wait {
 pub fn waiting() -> usize {
     OWN.with_borrow(Weak::upgrade)
         .map_or(0, |timer| timer.lock().wakers.len())
+}
+
+/// Ends all waits of this worker now, unless that was done within `rest` for each of them.
+pub fn end_all(rest: Duration) {
+    if let Some(timer) = OWN.with_borrow(Weak::upgrade) {
+        timer.end_all(rest);
+    }
 }
 
 impl FineTimer {
@@ -167,6 +176,21 @@ impl FineTimer {
             }
         }
         due.into_iter().for_each(Waker::wake);
+    }
+
+    fn end_all(&self, rest: Duration) {
+        let now = Instant::now();
+        let ended = {
+            let mut waits = self.lock();
+            let count = u32::try_from(waits.wakers.len()).unwrap_or(u32::MAX);
+            let rest = rest.saturating_mul(count);
+            if waits.ended_all.is_some_and(|last| now - last < rest) {
+                return;
+            }
+            waits.ended_all = Some(now);
+            std::mem::take(&mut waits.wakers)
+        };
+        ended.into_values().for_each(Waker::wake);
     }
 
     fn arm(&self, end: Instant, now: Instant) {
@@ -266,6 +290,25 @@ mod tests {
         assert_eq!(waiting(), 0);
         // Nor does it hold up shorter ones.
         assert!(wait(Duration::from_millis(1)).await < Duration::from_secs(5));
+    }
+
+    #[tokio::test]
+    async fn all_waits_can_be_ended_but_not_all_the_time() {
+        let hour = Duration::from_secs(3600);
+        let waits = join_all((0..10).map(|_| wait(hour)));
+        let end = async {
+            tokio::task::yield_now().await;
+            assert_eq!(waiting(), 10);
+            end_all(hour);
+        };
+        tokio::join!(waits, end);
+        let again = async {
+            tokio::task::yield_now().await;
+            end_all(hour);
+            assert_eq!(waiting(), 1, "it is too soon");
+            end_all(Duration::ZERO);
+        };
+        tokio::join!(wait(hour), again);
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //! asks once where nothing is redirected, else once for each credit's worth of bytes.
 //!
 //! Nothing announces that an application has read. So the proxy asks again: soon at first, for readers that keep up, and
-//! more and more rarely the longer a reader has not read; and at once when the application has sent something.
+//! more and more rarely the longer a reader has not read; and at once when the application has sent something, or when
+//! another reader that had stopped for long reads again.
 
 use std::{
     os::fd::AsFd,
@@ -26,9 +27,13 @@ const SHORTEST: Duration = Duration::from_micros(50);
 /// read again waits for a sixteenth of his pause at most.
 const PART_OF_STALL: u32 = 16;
 const LONGEST: Duration = Duration::from_millis(100);
-/// Where very many wait, each asks so much more rarely that all of them together ask once in this time: about a fiftieth
-/// of a CPU, however many they are.
-const BETWEEN_QUESTIONS: Duration = Duration::from_micros(40);
+/// Where very many wait, each asks so much more rarely that all of them together ask once in this time: a question costs
+/// some microseconds, all of them a fiftieth of a CPU, however many they are.
+const BETWEEN_QUESTIONS: Duration = Duration::from_micros(200);
+/// Who reads again after so long is perhaps an application that was stopped as a whole: all others are asked after as well,
+/// which is not done again before this time has passed for each of them.
+const LONG_STALL: Duration = LONGEST.saturating_mul(PART_OF_STALL);
+const BETWEEN_QUESTIONS_TO_ALL: Duration = Duration::from_micros(400);
 /// For so long the other end may be found not accepted yet. The kernel accepts before `connect` returns; whoever finds
 /// it otherwise goes on by TCP.
 const UNDECIDED: Duration = Duration::from_secs(1);
@@ -99,7 +104,10 @@ impl SendWindow {
             }
             let room = self.now(socket, wanted);
             if room > 0 || wanted == 0 {
-                self.stall = None;
+                let stall = self.stall.take();
+                if stall.is_some_and(|stall| stall.is_long()) {
+                    fine_timer::end_all(BETWEEN_QUESTIONS_TO_ALL);
+                }
                 return Poll::Ready(room);
             }
             let now = Instant::now();
@@ -144,6 +152,10 @@ impl Stall {
         });
     }
 
+    fn is_long(&self) -> bool {
+        self.since.elapsed() >= LONG_STALL
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.pause {
             Some(Pause::Fine(wait)) => ready!(wait.poll(cx)),
@@ -179,8 +191,8 @@ mod tests {
 
     #[test]
     fn however_many_wait_they_ask_so_often_only() {
-        assert_eq!(period(Duration::MAX, 2_400), LONGEST);
-        assert_eq!(period(Duration::MAX, 10_000), Duration::from_millis(400));
+        assert_eq!(period(Duration::MAX, 500), LONGEST);
+        assert_eq!(period(Duration::MAX, 10_000), Duration::from_secs(2));
         // Readers that keep up are not held up by those that do not.
         assert_eq!(period(Duration::ZERO, 10_000), SHORTEST);
     }
