@@ -15,6 +15,7 @@ mod isolation;
 mod joined;
 mod lifecycle;
 mod liveness;
+mod memory;
 mod mesh;
 mod mtls;
 mod origin;

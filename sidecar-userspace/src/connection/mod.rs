@@ -191,7 +191,7 @@ mod tests {
         let client = tokio::net::TcpStream::connect(listener.local_addr().unwrap());
         let client = Unserved::new(client.await.unwrap());
         let worker = Rc::new(Worker::for_tests());
-        let place = worker.places.take(1).unwrap();
+        let place = worker.places.take(Some(1)).unwrap();
         let accepted = Accepted {
             client,
             direction: Direction::Outbound,

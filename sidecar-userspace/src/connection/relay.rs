@@ -111,8 +111,8 @@ async fn sockets(
         };
     let mut pair = Pair {
         sockets: Some((client, upstream)),
-        to_upstream: Flow::new(&from_client),
-        to_client: Flow::new(&from_upstream),
+        to_upstream: Flow::new(&from_client, pool),
+        to_client: Flow::new(&from_upstream, pool),
         join: Join::default(),
     };
     let (outcome, detail) = {
@@ -271,9 +271,9 @@ impl Drop for Pair {
 
 impl Flow {
     /// `already_read`: bytes of this direction that come before what the socket still holds.
-    fn new(already_read: &Bytes) -> Self {
+    fn new(already_read: &Bytes, pool: &Buffers) -> Self {
         Self {
-            pending: Pending::copy_of(already_read),
+            pending: Pending::copy_of(already_read, pool),
             window: SendWindow::default(),
             moved_bytes: 0,
             ended: false,
@@ -342,7 +342,7 @@ impl Flow {
         settings: Settings<'_>,
         turn: &mut Turn,
     ) -> Result<(), Failure> {
-        let limit = settings.read_bytes(self.moved_bytes);
+        let limit = pool.grant(settings.read_bytes(self.moved_bytes));
         let mut buffer = pool.take(settings.buffer_bytes);
         let space = buffer.get_mut(..limit).unwrap_or_default();
         let read = match from.try_read(space) {
