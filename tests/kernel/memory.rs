@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use sidecar_tests::world::{Settings, World};
 
-const CLIENTS: usize = 3000;
+const CLIENTS: usize = 2500;
 /// For its size they are as many as 10,000 are for the 512 MiB that the injector asks for.
 const LIMIT_BYTES: u64 = 160 << 20;
 const ROUNDS: u64 = 1000;

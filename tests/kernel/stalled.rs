@@ -88,8 +88,10 @@ fn stalled_uploads_cost_nothing() {
         // One reads again, when all have been quiet for long; then, many.
         let mut resumed_ms = |count: &str| -> Result<Vec<f64>> {
             serve.write(format!("{count}\n").as_bytes())?;
-            let line = serve.line_within("{", Duration::from_secs(60))?;
-            let mut after_ms = serde_json::from_str::<Resumed>(&line)?.after_ms;
+            let said = format!("resumed {count} ");
+            let line = serve.line_within(&said, Duration::from_secs(60))?;
+            let account = line.trim_start_matches(&said);
+            let mut after_ms = serde_json::from_str::<Resumed>(account)?.after_ms;
             after_ms.sort_by(f64::total_cmp);
             Ok(after_ms)
         };

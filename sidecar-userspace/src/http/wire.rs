@@ -35,8 +35,8 @@ pub(super) struct Wire {
     written_bytes: Cell<u64>,
     /// Of bodies for the client, not written yet.
     backlog: RefCell<Held>,
-    /// Bodies that wait until there is less of it.
-    held_back: RefCell<Vec<Waker>>,
+    /// Of the body that waits until there is less of it; over HTTP/1.1 there is one at a time.
+    held_back: RefCell<Option<Waker>>,
 }
 
 /// What the connection waits for.
@@ -150,7 +150,9 @@ impl Wire {
             backlog.set(left);
         }
         drop(backlog);
-        self.held_back.take().into_iter().for_each(Waker::wake);
+        if let Some(body) = self.held_back.take() {
+            body.wake();
+        }
     }
 
     /// `bytes` of a body are going to be written.
@@ -165,7 +167,7 @@ impl Wire {
         if self.backlog.borrow().bytes() < bound {
             return Poll::Ready(());
         }
-        self.held_back.borrow_mut().push(cx.waker().clone());
+        self.held_back.replace(Some(cx.waker().clone()));
         Poll::Pending
     }
 

@@ -12,12 +12,12 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
-use sidecar_tests::output::{say, tell};
+use sidecar_tests::output::say;
 use sidecar_userspace::lifecycle::descriptors;
 
 use crate::connect;
 
-const CHUNK: [u8; 64 << 10] = [b'x'; 64 << 10];
+static CHUNK: [u8; 64 << 10] = [b'x'; 64 << 10];
 /// Between two rounds over all connections.
 const ROUND: Duration = Duration::from_millis(100);
 /// So long nothing can be written until everything counts as full.
@@ -71,7 +71,8 @@ impl Serve {
                     let count: usize = line.trim().parse().context("a number")?;
                     let count = count.min(connections.len());
                     let after_ms = resume_ms(connections.get(..count).unwrap_or_default())?;
-                    tell(&Resumed { after_ms })?;
+                    let resumed = serde_json::to_string(&Resumed { after_ms })?;
+                    say(format_args!("resumed {count} {resumed}"))?;
                     connections.drain(..count);
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
