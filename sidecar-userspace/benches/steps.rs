@@ -17,7 +17,7 @@ use sidecar_userspace::{
         route::Target,
     },
     http::framing::{Auditor, Limits},
-    lifecycle::drain::Drain,
+    lifecycle::{drain::Drain, memory::MemoryPlan},
     model::{
         self, AccessLogFormat, Backend, Endpoint, EndpointAddress, HostMatch, PathMatch, Protocol,
         Route, RouteRule, Service, ServicePort, Snapshot,
@@ -179,7 +179,8 @@ fn worker() -> Worker {
         snapshot: SnapshotHandle::new(Snapshot::builtin(), None),
         origin: Arc::new(KernelOrigin { own_ports }),
         own_ports,
-        places: Places::new(1024),
+        places: Places::new(1024, 1024),
+        memory: MemoryPlan::of(None),
         mesh: None,
     };
     Worker::new(0, shared)

@@ -23,6 +23,7 @@ use crate::{
     lifecycle::{
         descriptors,
         drain::{Drain, DrainTrigger},
+        memory::MemoryPlan,
         readiness::Readiness,
     },
     telemetry::{
@@ -132,7 +133,9 @@ impl Proxy {
         };
         let (log, writer) = AccessLog::start(&snapshot.load().access_log, &metrics)?;
         descriptors::raise_limit();
-        let places = Places::new(descriptors::available());
+        let memory = MemoryPlan::of_this_process();
+        let places = Places::new(descriptors::available(), memory.connections);
+        say_limits(&memory, &places, snapshot.load().limits.connections);
         let drain = Drain::default();
         let signal = drain.signal();
         let trigger = drain.trigger();
@@ -147,6 +150,7 @@ impl Proxy {
             origin,
             own_ports,
             places: places.clone(),
+            memory: memory.clone(),
             mesh: mesh.clone(),
         };
         let mut threads = Vec::new();
@@ -166,6 +170,8 @@ impl Proxy {
             metrics: metrics.clone(),
             snapshot: snapshot.clone(),
             readiness: readiness.clone(),
+            memory,
+            places: places.clone(),
             drain: signal,
             started: Instant::now(),
             quit: quit.clone(),
@@ -256,6 +262,28 @@ impl ProxyHandle {
             // A panic was printed by its thread.
             let _ = thread.join();
         }
+    }
+}
+
+/// Says how many connections may be served at once, and why not more.
+fn say_limits(memory: &MemoryPlan, places: &Places, configured: Option<usize>) {
+    let connections = places.limit(configured);
+    let backlog_bytes = memory.backlog_bytes;
+    match &memory.limit {
+        Some(limit) => tracing::info!(
+            connections,
+            backlog_bytes,
+            memory_bytes = limit.bytes,
+            from = %limit.source.display(),
+            "limits"
+        ),
+        None => tracing::info!(connections, backlog_bytes, "limits; the memory is unknown"),
+    }
+    if configured.is_some_and(|configured| configured > memory.connections) {
+        tracing::warn!(
+            suffices_for = memory.connections,
+            "limits.connections is more than the memory suffices for: raise the memory limit, or lower it"
+        );
     }
 }
 

@@ -129,7 +129,8 @@ pub struct Listeners {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Limits {
-    /// Connections served at once; more are reset, with a reason in the log.
+    /// Connections served at once; more are reset, with a reason in the log. Absent: as many as the memory limit of the sidecar's
+    /// control group suffices for, 10000 at most; the log says at start how many that are.
     pub connections: Option<Setting<Number<usize, 1, 10_000_000>>>,
     /// Bytes of the head of a request or response.
     pub header_bytes: Option<Setting<Size<usize, 8192, 0x100_0000>>>,

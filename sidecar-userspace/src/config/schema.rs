@@ -102,7 +102,6 @@ fn defaults() -> Value {
             "health": listeners.health,
         },
         "limits": {
-            "connections": limits.connections,
             "headerBytes": size(limits.header_bytes),
             "headers": limits.headers,
             "bufferBytes": size(limits.buffer_bytes),

@@ -92,7 +92,7 @@ fn every_setting_reaches_the_model() {
     let limits = &snapshot.limits;
     assert_eq!(
         (limits.connections, limits.header_bytes, limits.headers),
-        (5, 8192, 6)
+        (Some(5), 8192, 6)
     );
     assert_eq!(
         (limits.buffer_bytes, limits.idle_connections_per_endpoint),

@@ -39,6 +39,8 @@ pub struct Places {
     taken: Arc<AtomicUsize>,
     /// What the descriptors suffice for.
     by_descriptors: usize,
+    /// What the memory suffices for.
+    by_memory: usize,
 }
 
 /// One served connection.
@@ -108,24 +110,31 @@ fn classify(error: &io::Error) -> (&'static str, bool) {
 
 impl Places {
     /// `descriptors`: how many the process may have open, now and in addition to what is open already. A
-    /// connection needs two.
-    pub fn new(descriptors: usize) -> Self {
+    /// connection needs two. `by_memory`: how many connections the memory suffices for.
+    pub fn new(descriptors: usize, by_memory: usize) -> Self {
         Self {
             taken: Arc::default(),
             by_descriptors: descriptors / 2,
+            by_memory,
         }
+    }
+
+    /// How many connections may be served at once where `limit` is what the configuration says.
+    pub fn limit(&self, limit: Option<usize>) -> usize {
+        limit.unwrap_or(self.by_memory).min(self.by_descriptors)
     }
 
     pub fn taken(&self) -> usize {
         self.taken.load(Ordering::Relaxed)
     }
 
-    /// A place, unless `limit` are taken or the descriptors run out.
-    pub(super) fn take(&self, limit: usize) -> Result<Place, Reason> {
+    /// A place, unless `limit` are taken, or what the memory suffices for where the configuration sets no limit, or the
+    /// descriptors run out.
+    pub(super) fn take(&self, limit: Option<usize>) -> Result<Place, Reason> {
         let before = self.taken.fetch_add(1, Ordering::Relaxed);
         let place = Place(self.taken.clone());
         match before {
-            _ if before >= limit => Err(Reason::ConnectionLimit),
+            _ if before >= limit.unwrap_or(self.by_memory) => Err(Reason::ConnectionLimit),
             _ if before >= self.by_descriptors => Err(Reason::DescriptorLimit),
             _ => Ok(place),
         }
@@ -144,12 +153,21 @@ mod tests {
 
     #[test]
     fn places_are_limited_and_come_back() {
-        let places = Places::new(7);
-        let held: Vec<_> = (0..3).map(|_| places.take(10).unwrap()).collect();
-        assert_eq!(places.take(10).unwrap_err(), Reason::DescriptorLimit);
-        assert_eq!(places.take(3).unwrap_err(), Reason::ConnectionLimit);
+        let places = Places::new(7, 10);
+        let held: Vec<_> = (0..3).map(|_| places.take(Some(10)).unwrap()).collect();
+        assert_eq!(places.take(Some(10)).unwrap_err(), Reason::DescriptorLimit);
+        assert_eq!(places.take(Some(3)).unwrap_err(), Reason::ConnectionLimit);
         drop(held);
         assert_eq!(places.taken(), 0);
-        assert!(places.take(1).is_ok());
+        assert!(places.take(Some(1)).is_ok());
+    }
+
+    #[test]
+    fn memory_limits_them_where_the_configuration_does_not() {
+        let places = Places::new(1000, 2);
+        let _held = [(); 2].map(|()| places.take(None).unwrap());
+        assert_eq!(places.take(None).unwrap_err(), Reason::ConnectionLimit);
+        assert!(places.take(Some(3)).is_ok(), "who says so wants it");
+        assert_eq!((places.limit(None), places.limit(Some(9000))), (2, 500));
     }
 }

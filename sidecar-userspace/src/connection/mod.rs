@@ -7,6 +7,7 @@ pub mod buffers;
 pub mod connect;
 pub mod detect;
 pub mod doubt;
+mod fine_timer;
 pub mod listen;
 pub(crate) mod liveness;
 pub mod origin;
@@ -14,8 +15,8 @@ pub mod outcome;
 pub mod record;
 pub mod relay;
 pub mod resolve;
-mod room;
 pub mod route;
+mod send_window;
 pub mod stream;
 pub(crate) mod sweep;
 pub mod transport;
@@ -190,7 +191,7 @@ mod tests {
         let client = tokio::net::TcpStream::connect(listener.local_addr().unwrap());
         let client = Unserved::new(client.await.unwrap());
         let worker = Rc::new(Worker::for_tests());
-        let place = worker.places.take(1).unwrap();
+        let place = worker.places.take(Some(1)).unwrap();
         let accepted = Accepted {
             client,
             direction: Direction::Outbound,

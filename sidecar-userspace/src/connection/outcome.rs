@@ -65,7 +65,7 @@ macro_rules! reasons {
 
 reasons! {
     // accept
-    ConnectionLimit = "connection_limit", "UO", "more connections than limits.connections allows";
+    ConnectionLimit = "connection_limit", "UO", "more connections than limits.connections, or the memory limit, allows";
     DescriptorLimit = "descriptor_limit", "UO", "the process has hardly a file descriptor left";
     // origin
     OriginUnknown = "origin_unknown", "NR", "the original destination of the connection could not be read";

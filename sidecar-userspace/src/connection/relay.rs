@@ -25,7 +25,7 @@ use super::{
     Ended, Outcome, Reason, Stream, Transport,
     buffers::{Buffers, Pending},
     liveness,
-    room::Room,
+    send_window::SendWindow,
     stream,
 };
 use crate::model::{Snapshot, Timeouts};
@@ -111,8 +111,8 @@ async fn sockets(
         };
     let mut pair = Pair {
         sockets: Some((client, upstream)),
-        to_upstream: Flow::new(&from_client),
-        to_client: Flow::new(&from_upstream),
+        to_upstream: Flow::new(&from_client, pool),
+        to_client: Flow::new(&from_upstream, pool),
         join: Join::default(),
     };
     let (outcome, detail) = {
@@ -159,7 +159,7 @@ struct Pair {
 struct Flow {
     pending: Pending,
     /// Of the receiver.
-    room: Room,
+    window: SendWindow,
     moved_bytes: u64,
     /// The sender's end was read; it is passed on when nothing is pending.
     ended: bool,
@@ -209,6 +209,9 @@ impl Pair {
             return Poll::Ready(failure.to_upstream());
         }
         back.last = self.to_upstream.done;
+        if there.moved {
+            self.to_client.window.ask_again();
+        }
         if let Poll::Ready(Err(failure)) = self
             .to_client
             .poll(cx, upstream, client, pool, settings, &mut back)
@@ -219,7 +222,8 @@ impl Pair {
         if self.to_upstream.done && self.to_client.done {
             return Poll::Ready((Outcome::Success, None));
         }
-        if there.left_bytes == 0 || back.left_bytes == 0 {
+        let heard = back.moved && self.to_upstream.window.ask_again();
+        if there.left_bytes == 0 || back.left_bytes == 0 || heard {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -228,8 +232,8 @@ impl Pair {
                 &self.to_upstream.turned(client, upstream, &there),
                 &self.to_client.turned(upstream, client, &back),
             );
-            self.to_upstream.forget_room(there);
-            self.to_client.forget_room(back);
+            self.to_upstream.forget_window(there);
+            self.to_client.forget_window(back);
         }
         while timer.as_mut().poll(cx).is_ready() {
             if let Some(end) = broken::unseen(client, upstream) {
@@ -267,10 +271,10 @@ impl Drop for Pair {
 
 impl Flow {
     /// `already_read`: bytes of this direction that come before what the socket still holds.
-    fn new(already_read: &Bytes) -> Self {
+    fn new(already_read: &Bytes, pool: &Buffers) -> Self {
         Self {
-            pending: Pending::copy_of(already_read),
-            room: Room::default(),
+            pending: Pending::copy_of(already_read, pool),
+            window: SendWindow::default(),
             moved_bytes: 0,
             ended: false,
             done: false,
@@ -321,7 +325,7 @@ impl Flow {
     ) -> Poll<Result<(), Failure>> {
         while !self.pending.is_empty() {
             let pending = self.pending.bytes();
-            let written = ready!(stream::poll_write(cx, to, &mut self.room, pending))
+            let written = ready!(stream::poll_write(cx, to, &mut self.window, pending))
                 .map_err(Failure::Receiver)?;
             self.pending.advance(written, pool);
             self.count(written, turn);
@@ -338,7 +342,7 @@ impl Flow {
         settings: Settings<'_>,
         turn: &mut Turn,
     ) -> Result<(), Failure> {
-        let limit = settings.read_bytes(self.moved_bytes);
+        let limit = pool.grant(settings.read_bytes(self.moved_bytes));
         let mut buffer = pool.take(settings.buffer_bytes);
         let space = buffer.get_mut(..limit).unwrap_or_default();
         let read = match from.try_read(space) {
@@ -358,7 +362,7 @@ impl Flow {
         let written = if bytes.is_empty() {
             Ok(0)
         } else {
-            write_some(to, &mut self.room, bytes)
+            write_some(to, &mut self.window, bytes)
         };
         match written {
             Ok(written) if written < read => {
@@ -392,9 +396,9 @@ impl Flow {
         }
     }
 
-    fn forget_room(&mut self, out_of_date: bool) {
+    fn forget_window(&mut self, out_of_date: bool) {
         if out_of_date {
-            self.room.forget();
+            self.window.forget();
         }
     }
 
@@ -463,15 +467,15 @@ impl Patience {
 }
 
 /// What a write without waiting takes; 0: nothing now.
-fn write_some(to: &TcpStream, room: &mut Room, bytes: &[u8]) -> io::Result<usize> {
-    let granted = room.now(to, bytes.len());
+fn write_some(to: &TcpStream, window: &mut SendWindow, bytes: &[u8]) -> io::Result<usize> {
+    let granted = window.now(to, bytes.len());
     if granted == 0 {
         return Ok(0);
     }
     match to.try_write(bytes.get(..granted).unwrap_or(bytes)) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
         Ok(written) => {
-            room.spend(written);
+            window.spend(written);
             Ok(written)
         }
         Err(error) => Err(error),

@@ -23,7 +23,7 @@ use tokio::{
 
 use super::{
     doubt::{Doubt, Doubts},
-    room::Room,
+    send_window::SendWindow,
 };
 
 /// The client's or the destination's stream.
@@ -33,7 +33,7 @@ pub struct Stream {
     /// Read from the socket before (by detection) and not yet by the owner.
     prefix: Bytes,
     /// For what is written.
-    room: Room,
+    window: SendWindow,
     /// `None`: the kernel is asked after each read.
     doubt: Option<Arc<Doubt>>,
 }
@@ -48,7 +48,7 @@ impl Stream {
         Self {
             tcp,
             prefix,
-            room: Room::default(),
+            window: SendWindow::default(),
             doubt: None,
         }
     }
@@ -90,6 +90,13 @@ impl Stream {
     /// The socket, of which nothing more will be read.
     pub fn into_tcp(self) -> TcpStream {
         self.tcp
+    }
+
+    /// After a read that gave something: what was written before may have been read.
+    fn heard(&mut self, cx: &Context<'_>) {
+        if self.window.ask_again() {
+            cx.waker().wake_by_ref();
+        }
     }
 
     /// After a read.
@@ -158,18 +165,18 @@ pub fn reset(tcp: TcpStream) {
 pub fn poll_write(
     cx: &mut Context<'_>,
     tcp: &TcpStream,
-    room: &mut Room,
+    window: &mut SendWindow,
     bytes: &[u8],
 ) -> Poll<io::Result<usize>> {
-    let granted = ready!(room.poll(cx, tcp, bytes.len()));
+    let granted = ready!(window.poll(cx, tcp, bytes.len()));
     let bytes = bytes.get(..granted).unwrap_or(bytes);
-    poll_writing(cx, tcp, room, |tcp| tcp.try_write(bytes))
+    poll_writing(cx, tcp, window, |tcp| tcp.try_write(bytes))
 }
 
 fn poll_writing(
     cx: &mut Context<'_>,
     tcp: &TcpStream,
-    room: &mut Room,
+    window: &mut SendWindow,
     write: impl Fn(&TcpStream) -> io::Result<usize>,
 ) -> Poll<io::Result<usize>> {
     loop {
@@ -177,7 +184,7 @@ fn poll_writing(
         match write(tcp) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Ok(written) => {
-                room.spend(written);
+                window.spend(written);
                 return Poll::Ready(Ok(written));
             }
             Err(error) => return Poll::Ready(Err(error)),
@@ -217,6 +224,7 @@ impl AsyncRead for Stream {
             match self.tcp.try_read_buf(buf) {
                 Ok(_) => {
                     self.note(buf, before);
+                    self.heard(cx);
                     return Poll::Ready(Ok(()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -237,7 +245,7 @@ impl AsyncWrite for Stream {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        poll_write(cx, &this.tcp, &mut this.room, buf)
+        poll_write(cx, &this.tcp, &mut this.window, buf)
     }
 
     fn poll_write_vectored(
@@ -247,16 +255,16 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let wanted = bufs.iter().map(|buf| buf.len()).sum();
-        let granted = ready!(this.room.poll(cx, &this.tcp, wanted));
+        let granted = ready!(this.window.poll(cx, &this.tcp, wanted));
         if granted >= wanted {
-            return poll_writing(cx, &this.tcp, &mut this.room, |tcp| {
+            return poll_writing(cx, &this.tcp, &mut this.window, |tcp| {
                 tcp.try_write_vectored(bufs)
             });
         }
         let first = bufs.iter().find(|buf| !buf.is_empty());
         let first = first.map_or(&[][..], |buf| buf);
         let some = first.get(..granted).unwrap_or(first);
-        poll_writing(cx, &this.tcp, &mut this.room, |tcp| tcp.try_write(some))
+        poll_writing(cx, &this.tcp, &mut this.window, |tcp| tcp.try_write(some))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     config::watch::SnapshotHandle,
     http::Pool,
-    lifecycle::drain::DrainSignal,
+    lifecycle::{drain::DrainSignal, memory::MemoryPlan},
     telemetry::{access_log::AccessLog, metrics::Metrics},
     tls::{mesh::MeshHandle, origin::Origins},
 };
@@ -31,6 +31,7 @@ pub struct Shared {
     pub origin: Arc<dyn OriginSource>,
     pub own_ports: OwnPorts,
     pub places: Places,
+    pub memory: MemoryPlan,
     pub mesh: Option<Arc<MeshHandle>>,
 }
 
@@ -72,8 +73,10 @@ impl Worker {
             origin,
             own_ports,
             places,
+            memory,
             mesh,
         } = shared;
+        let workers = snapshot.load().workers.get();
         Self {
             number,
             recorder: Recorder::new(metrics, log, drain.clone()),
@@ -84,7 +87,7 @@ impl Worker {
             places,
             balancer: Balancer::default(),
             resolver: Resolver::default(),
-            buffers: Buffers::default(),
+            buffers: Buffers::new(memory.backlog_of_each(workers)),
             doubts: Doubts::default(),
             learned: Learned::default(),
             http: Pool::default(),
@@ -111,7 +114,8 @@ impl Worker {
             snapshot: SnapshotHandle::new(crate::model::Snapshot::builtin(), None),
             origin: Arc::new(super::origin::KernelOrigin { own_ports }),
             own_ports,
-            places: Places::new(1024),
+            places: Places::new(1024, 1024),
+            memory: MemoryPlan::of_this_process(),
             mesh: None,
         };
         Self::new(0, shared)

@@ -164,10 +164,12 @@ impl Relayed {
             self.fail(Reason::RequestTimeout, None);
             return Poll::Ready(Some(Err(BodyError::Timeout)));
         }
+        ready!(self.exchange.poll_backlog(cx));
         match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     self.exchange.count_response(data.len());
+                    self.exchange.owes(data.len());
                 }
                 if frame.is_trailers() || self.incoming.is_end_stream() {
                     self.complete();

@@ -270,7 +270,10 @@ async fn http1(
     let _ = socket.map(|socket| liveness::watch(&socket, &snapshot.timeouts));
     let mut builder = http1::Builder::new();
     builder
-        .max_buf_size(buffer_bytes(limits.header_bytes, limits.buffer_bytes))
+        .max_buf_size(buffer_bytes(
+            limits.header_bytes,
+            session.context.worker.buffers.grant(limits.buffer_bytes),
+        ))
         .max_header_size(limits.header_bytes);
     if limits.headers != 100 {
         builder.max_headers(limits.headers);

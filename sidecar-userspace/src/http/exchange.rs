@@ -5,6 +5,7 @@ use std::{
     error::Error as StdError,
     io,
     rc::Rc,
+    task::{Context, Poll},
     time::Instant,
 };
 
@@ -81,6 +82,25 @@ impl Exchange {
 
     pub fn count_response(&self, bytes: usize) {
         add(&self.response_bytes, bytes);
+    }
+
+    /// `bytes` of the response were taken from upstream for the client. Not of HTTP/2, where flow control bounds what waits, and
+    /// what a stream was going to send is dropped when the client resets it.
+    pub fn owes(&self, bytes: usize) {
+        if !self.session.http2 {
+            self.session.wire.owes(bytes);
+        }
+    }
+
+    /// Ready when the client may have more of the response. Where the worker's memory is scarce, no more of it is taken from
+    /// upstream than may wait for him.
+    pub fn poll_backlog(&self, cx: &Context<'_>) -> Poll<()> {
+        let context = &self.session.context;
+        let wanted = context.snapshot.limits.buffer_bytes;
+        match context.worker.buffers.bound(wanted) {
+            Some(bound) => self.session.wire.poll_backlog(cx, bound),
+            None => Poll::Ready(()),
+        }
     }
 
     pub fn count_tunnel(&self, client_bytes: u64, upstream_bytes: u64) {

@@ -52,7 +52,7 @@ pub async fn serve(
     target: Option<Target>,
     context: Rc<ConnectionContext>,
 ) -> Ended {
-    let wire = Rc::new(Wire::default());
+    let wire = Rc::new(Wire::new(&context.worker.buffers));
     let limits = framing::Limits {
         head_bytes: context.snapshot.limits.header_bytes,
         fields: context.snapshot.limits.headers,
@@ -124,7 +124,7 @@ async fn http1(client: Audited, session: &Rc<Session>) -> End {
         .header_read_timeout(None)
         .max_buf_size(client::buffer_bytes(
             limits.header_bytes,
-            limits.buffer_bytes,
+            context.worker.buffers.grant(limits.buffer_bytes),
         ));
     if limits.headers > 100 {
         builder.max_headers(limits.headers);

@@ -1,10 +1,15 @@
 //! What the parts of one client connection tell each other: the reader, the requests, the clocks.
 
-use std::{cell::Cell, time::Instant};
+use std::{
+    cell::{Cell, RefCell},
+    task::{Context, Poll, Waker},
+    time::Instant,
+};
 
 use http::Method;
 
 use super::framing::Violation;
+use crate::connection::buffers::{Buffers, Held};
 
 /// Stands for a refused request; counts only while [`Wire::refusal`] holds the reason.
 pub(super) const STAND_IN_METHOD: &str = "SIDECAR-REFUSED";
@@ -28,6 +33,10 @@ pub(super) struct Wire {
     broken: Cell<bool>,
     read_bytes: Cell<u64>,
     written_bytes: Cell<u64>,
+    /// Of bodies for the client, not written yet.
+    backlog: RefCell<Held>,
+    /// Of the body that waits until there is less of it; over HTTP/1.1 there is one at a time.
+    held_back: RefCell<Option<Waker>>,
 }
 
 /// What the connection waits for.
@@ -41,8 +50,9 @@ pub(super) enum Phase {
     Busy,
 }
 
-impl Default for Wire {
-    fn default() -> Self {
+impl Wire {
+    /// `buffers`: of the worker, by whose budget goes what waits for the client.
+    pub fn new(buffers: &Buffers) -> Self {
         Self {
             phase: Cell::new(Phase::Idle),
             since: Cell::new(Instant::now()),
@@ -55,11 +65,11 @@ impl Default for Wire {
             broken: Cell::default(),
             read_bytes: Cell::default(),
             written_bytes: Cell::default(),
+            backlog: RefCell::new(buffers.hold(0)),
+            held_back: RefCell::default(),
         }
     }
-}
 
-impl Wire {
     /// A request has arrived.
     pub fn request_begins(&self) {
         self.requests.set(self.requests.get() + 1);
@@ -132,6 +142,33 @@ impl Wire {
     pub fn wrote(&self, bytes: usize) {
         let bytes = u64::try_from(bytes).unwrap_or(0);
         self.written_bytes.set(self.written_bytes.get() + bytes);
+        let mut backlog = self.backlog.borrow_mut();
+        if backlog.bytes() > 0 {
+            // Heads and what frames add are written, too: when all is written, it is nothing.
+            let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+            let left = backlog.bytes().saturating_sub(bytes);
+            backlog.set(left);
+        }
+        drop(backlog);
+        if let Some(body) = self.held_back.take() {
+            body.wake();
+        }
+    }
+
+    /// `bytes` of a body are going to be written.
+    pub fn owes(&self, bytes: usize) {
+        let mut backlog = self.backlog.borrow_mut();
+        let more = backlog.bytes().saturating_add(bytes);
+        backlog.set(more);
+    }
+
+    /// Ready when less than `bound` waits for the client.
+    pub fn poll_backlog(&self, cx: &Context<'_>, bound: usize) -> Poll<()> {
+        if self.backlog.borrow().bytes() < bound {
+            return Poll::Ready(());
+        }
+        self.held_back.replace(Some(cx.waker().clone()));
+        Poll::Pending
     }
 
     /// The first bytes of a head are there.

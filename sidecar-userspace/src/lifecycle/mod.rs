@@ -2,6 +2,7 @@
 
 pub mod descriptors;
 pub mod drain;
+pub mod memory;
 pub mod readiness;
 pub mod signal;
 pub mod thrift;

@@ -61,8 +61,8 @@ pub struct Listeners {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections served at once; more are shed with a reset and a reason.
-    pub connections: usize,
+    /// Connections served at once; more are shed with a reset and a reason. `None`: as many as the memory suffices for.
+    pub connections: Option<usize>,
     /// Bytes of a request's or response's head.
     pub header_bytes: usize,
     /// Header fields of a request or response.
@@ -210,7 +210,7 @@ impl Default for Listeners {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 10_000,
+            connections: None,
             header_bytes: 64 * 1024,
             headers: 100,
             buffer_bytes: 256 * 1024,

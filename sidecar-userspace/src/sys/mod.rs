@@ -6,6 +6,7 @@ pub mod cgroup;
 pub mod cgroupns;
 pub mod diag;
 pub mod memory;
+pub mod memory_limit;
 pub mod mount;
 pub mod netns;
 pub mod sockopt;

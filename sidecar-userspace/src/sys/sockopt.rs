@@ -43,7 +43,7 @@ pub enum Answer {
 }
 
 /// Asks the kernel half how many bytes may be written to `socket` now.
-pub fn room(socket: &impl AsFd) -> Answer {
+pub fn send_window(socket: &impl AsFd) -> Answer {
     match get(
         socket,
         SOCKET_OPTION_LEVEL,

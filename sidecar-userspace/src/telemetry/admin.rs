@@ -16,12 +16,13 @@ use super::{
 };
 use crate::{
     config::watch::SnapshotHandle,
+    connection::accept::Places,
     endpoint::{
         self, UNBOUNDED,
         answer::{Answer, exposed, json_answer, only, text},
         http1,
     },
-    lifecycle::{drain::DrainSignal, readiness::Readiness},
+    lifecycle::{drain::DrainSignal, memory::MemoryPlan, readiness::Readiness},
     tls::mesh::MeshHandle,
 };
 
@@ -51,6 +52,8 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     pub snapshot: Arc<SnapshotHandle>,
     pub readiness: Readiness,
+    pub memory: MemoryPlan,
+    pub places: Places,
     pub drain: DrainSignal,
     pub started: Instant,
     /// Asks the proxy to drain and end.
@@ -129,7 +132,10 @@ impl Admin {
             "/ready" | "/healthz/ready" => self.ready(),
             "/healthz/live" => text(StatusCode::OK, "live\n"),
             "/server_info" => self.server_info(),
-            "/config_dump" => json_answer(&config_dump(&self.snapshot.load())),
+            "/config_dump" => {
+                let snapshot = self.snapshot.load();
+                json_answer(&config_dump(&snapshot, &self.memory, &self.places))
+            }
             "/certs" => json_answer(&certs(self.mesh.as_deref())),
             "/clusters" => json_answer(&clusters(&self.snapshot.load())),
             "/" | "/help" => {

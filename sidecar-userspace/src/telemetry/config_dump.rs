@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::{
+    connection::accept::Places,
+    lifecycle::memory::MemoryPlan,
     model::{
         Cidr, Endpoint, EndpointAddress, HostMatch, PathMatch, Protocol, Route, Service, Snapshot,
         Timeouts,
@@ -11,7 +13,7 @@ use crate::{
 };
 
 /// Everything in `snapshot`; names follow the model, durations are in seconds.
-pub fn config_dump(snapshot: &Snapshot) -> Value {
+pub fn config_dump(snapshot: &Snapshot, memory: &MemoryPlan, places: &Places) -> Value {
     let Snapshot {
         generation,
         workload,
@@ -69,11 +71,17 @@ pub fn config_dump(snapshot: &Snapshot) -> Value {
             "health": listeners.health,
         },
         "limits": {
-            "connections": limits.connections,
+            "connections": places.limit(limits.connections),
             "header_bytes": limits.header_bytes,
             "headers": limits.headers,
             "buffer_bytes": limits.buffer_bytes,
             "idle_connections_per_endpoint": limits.idle_connections_per_endpoint,
+        },
+        "memory": {
+            "limit_bytes": memory.limit.as_ref().map(|limit| limit.bytes),
+            "limit_from": memory.limit.as_ref().map(|limit| &limit.source),
+            "backlog_bytes": memory.backlog_bytes,
+            "connections": memory.connections,
         },
         "timeouts_s": timeouts(&snapshot.timeouts),
         "lifecycle": {

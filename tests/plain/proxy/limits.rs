@@ -18,7 +18,7 @@ const CHILD: &str = "SIDECAR_TEST_CHILD";
 #[test]
 fn connections_beyond_the_limit_are_shed() {
     let mut snapshot = snapshot();
-    snapshot.limits.connections = 3;
+    snapshot.limits.connections = Some(3);
     let world = World::with(snapshot, echo());
     let mut held: Vec<_> = (0..3).map(|_| world.connect()).collect();
     for client in &mut held {

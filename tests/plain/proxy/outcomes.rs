@@ -30,7 +30,7 @@ fn one_outcome_each_under_random_aborts() {
         }
     });
     let mut snapshot = snapshot();
-    snapshot.limits.connections = 10;
+    snapshot.limits.connections = Some(10);
     snapshot.timeouts.idle = Duration::from_millis(200);
     let world = World::with(snapshot, address);
     let seed = Random::fresh_seed();

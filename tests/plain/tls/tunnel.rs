@@ -405,7 +405,7 @@ fn connections_in_a_tunnel_count_for_the_limit() {
     let pair = Pair::opaque(&authority, echo(), |snapshot| {
         one_worker(snapshot);
         // The tunnel is one itself.
-        snapshot.limits.connections = 3;
+        snapshot.limits.connections = Some(3);
     });
     let mut kept: Vec<_> = (0..2).map(|_| pair.client.connect()).collect();
     kept.iter_mut().for_each(|client| ping(client, b"\x01four"));

@@ -183,7 +183,9 @@ fn listeners(report: &mut Report, snapshot: &mut Snapshot, file: file::Listeners
 
 fn limits(report: &mut Report, snapshot: &mut Snapshot, file: file::Limits) {
     let limits = &mut snapshot.limits;
-    report.set(&mut limits.connections, file.connections);
+    if let Some(connections) = file.connections {
+        limits.connections = report.value(connections);
+    }
     report.set(&mut limits.header_bytes, file.header_bytes);
     report.set(&mut limits.headers, file.headers);
     report.set(&mut limits.buffer_bytes, file.buffer_bytes);

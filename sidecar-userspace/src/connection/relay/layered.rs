@@ -17,7 +17,7 @@ use super::{
 };
 use crate::connection::{
     Ended, Outcome, Reason, Transport,
-    buffers::{Buffers, Pending},
+    buffers::{Buffers, Held, Pending},
     tunnel::TunnelStream,
 };
 
@@ -62,6 +62,8 @@ struct Pair {
 #[derive(Default)]
 struct Flow {
     pending: Pending,
+    /// What a tunnel's stream holds while the receiver does not keep up.
+    held: Option<Held>,
     moved_bytes: u64,
     /// The receiver's TLS may hold bytes that are not in its socket.
     unflushed: bool,
@@ -191,9 +193,9 @@ impl Flow {
         turn: &mut Turn,
     ) -> Poll<Result<(), Failure>> {
         if let Transport::Tunnel(from) = from {
-            return self.poll_pass(cx, from, to, turn);
+            return self.poll_pass(cx, from, to, pool, turn);
         }
-        let limit = settings.read_bytes(self.moved_bytes);
+        let limit = pool.grant(settings.read_bytes(self.moved_bytes));
         let mut buffer = pool.take(settings.buffer_bytes);
         let mut space = ReadBuf::new(buffer.get_mut(..limit).unwrap_or_default());
         let read = match Pin::new(from).poll_read(cx, &mut space) {
@@ -236,6 +238,7 @@ impl Flow {
         cx: &mut Context<'_>,
         from: &mut TunnelStream,
         to: &mut Transport,
+        pool: &Buffers,
         turn: &mut Turn,
     ) -> Poll<Result<(), Failure>> {
         let chunk = ready!(from.poll_chunk(cx)).map_err(Failure::Sender)?;
@@ -246,12 +249,14 @@ impl Flow {
         match Pin::new(to).poll_write(cx, chunk) {
             Poll::Ready(Ok(written)) => {
                 from.consume(written);
+                self.held = None;
                 self.count(written, turn);
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(Failure::Receiver(error))),
             Poll::Pending => {
                 from.gather(cx);
+                self.held = Some(pool.hold(from.held_bytes()));
                 Poll::Pending
             }
         }

@@ -16,9 +16,10 @@ use socket2::SockRef;
 
 use super::{
     CLIENT_PORT, MAX_FRAME_BYTES, MAX_HEAD_BYTES, MAX_RESET_STREAMS, SEND_BUFFER_BYTES,
-    STREAM_WINDOW_BYTES, TUNNEL_WINDOW_BYTES, TunnelStream,
+    TUNNEL_WINDOW_BYTES, TunnelStream,
     heart::Heart,
     pool::{Choice, Closed, Key, Making, Place},
+    stream_window_bytes,
     wire::Wire,
 };
 use crate::{
@@ -28,7 +29,6 @@ use crate::{
         liveness,
         route::Target,
     },
-    model::Timeouts,
     tls::{Carried, Secured, stream::TlsStream},
 };
 
@@ -90,7 +90,7 @@ async fn make(
             } if secured.carried == Some(Carried::Tunnel) => (tls, secured),
             opened => return Ok(Reached::Own(opened)),
         };
-        tunnel(*tls, secured, address, &context.snapshot.timeouts).await
+        tunnel(*tls, secured, address, context).await
     });
     match result.await.unwrap_or_else(|_| Err(timed_out(address))) {
         Ok(Reached::Tunnel {
@@ -135,8 +135,9 @@ async fn tunnel(
     tls: TlsStream,
     secured: Arc<Secured>,
     address: SocketAddr,
-    timeouts: &Timeouts,
+    context: &ConnectionContext,
 ) -> Result<Reached, ConnectError> {
+    let timeouts = &context.snapshot.timeouts;
     let failed = |error: h2::Error| ConnectError {
         address: Some(address),
         detail: Some(format!("the tunnel could not be set up: {error}")),
@@ -148,7 +149,7 @@ async fn tunnel(
     let mut builder = client::Builder::new();
     builder
         .enable_push(false)
-        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_window_size(stream_window_bytes(&context.worker.buffers))
         .initial_connection_window_size(TUNNEL_WINDOW_BYTES)
         .max_frame_size(MAX_FRAME_BYTES)
         .max_header_list_size(MAX_HEAD_BYTES)

@@ -22,6 +22,8 @@ mod wire;
 
 use std::time::Duration;
 
+use super::buffers::Buffers;
+
 pub use self::{pool::Pool, server::serve, stream::TunnelStream};
 pub(super) use client::open;
 
@@ -29,6 +31,8 @@ pub(super) use client::open;
 const MAX_STREAMS: u32 = 256;
 /// What one stream may have under way, each way.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// Less would hold up every stream of a tunnel that was made while memory was scarce, and stays.
+const LEAST_WINDOW_BYTES: usize = 32 * 1024;
 /// And all streams of a tunnel together: each its own window, so that none waits for another's reader.
 const TUNNEL_WINDOW_BYTES: u32 = MAX_STREAMS * STREAM_WINDOW_BYTES;
 /// What a stream may hold that is not on its way yet.
@@ -45,6 +49,13 @@ const MAX_STRAY_FRAMES: usize = 16 * 1024;
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Then connections go to a new tunnel, whose handshake looks at the certificates again.
 const MAX_AGE: Duration = Duration::from_secs(3600);
+
+/// [`STREAM_WINDOW_BYTES`], or less where the worker's memory is scarce: what a stream has under way waits here if its
+/// receiver does not keep up.
+fn stream_window_bytes(buffers: &Buffers) -> u32 {
+    let granted = buffers.grant(STREAM_WINDOW_BYTES as usize);
+    u32::try_from(granted.max(LEAST_WINDOW_BYTES)).unwrap_or(STREAM_WINDOW_BYTES)
+}
 
 /// Carries the port of the client itself; its address is that of the tunnel's other end.
 const CLIENT_PORT: http::HeaderName = http::HeaderName::from_static("sidecar-client-port");

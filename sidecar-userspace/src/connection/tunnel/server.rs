@@ -20,8 +20,8 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::{
     CLIENT_PORT, MAX_AGE, MAX_FRAME_BYTES, MAX_HEAD_BYTES, MAX_RESET_STREAMS, MAX_STRAY_FRAMES,
-    MAX_STREAMS, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES, TUNNEL_WINDOW_BYTES, TunnelStream,
-    heart::Heart, wire::Wire,
+    MAX_STREAMS, SEND_BUFFER_BYTES, TUNNEL_WINDOW_BYTES, TunnelStream, heart::Heart,
+    stream_window_bytes, wire::Wire,
 };
 use crate::{
     connection::{
@@ -66,7 +66,7 @@ pub async fn serve(
         .max_concurrent_streams(MAX_STREAMS)
         // A peer that takes streams back before they were looked at.
         .max_pending_accept_reset_streams(MAX_STREAMS as usize)
-        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_window_size(stream_window_bytes(&context.worker.buffers))
         .initial_connection_window_size(TUNNEL_WINDOW_BYTES)
         .max_frame_size(MAX_FRAME_BYTES)
         .max_header_list_size(MAX_HEAD_BYTES)

@@ -149,6 +149,11 @@ impl TunnelStream {
         }
     }
 
+    /// What has come and is not passed on yet.
+    pub fn held_bytes(&self) -> usize {
+        self.prefix.len() + self.chunk.len() + self.gathered.len()
+    }
+
     /// A reset that neither reading nor writing finds: nobody reads, or the other side has said its end before.
     pub fn poll_broken(&mut self, cx: &mut Context<'_>) -> Option<io::Error> {
         if self.broken.is_some() {

@@ -21,6 +21,7 @@ use sidecar_tests::{output, report::Board};
 mod blocking;
 mod churn;
 mod connect;
+mod crowd;
 mod flood;
 mod how;
 mod integrity;
@@ -50,6 +51,10 @@ enum Program {
     Hoard(flood::Hoard),
     /// Write without end to somebody who does not read.
     Flood(flood::Flood),
+    /// Accept many connections, do not read, and perhaps write; read some of them when a line comes.
+    CrowdServe(crowd::Serve),
+    /// Open many connections, do not read, and perhaps write.
+    CrowdJoin(crowd::Join),
     /// More than 4 GiB one way, the reader's end.
     WrapRead(wrap::Read),
     /// More than 4 GiB one way, the writer's end.
@@ -90,6 +95,8 @@ fn main() -> ExitCode {
         Program::Drive(program) => program.run(),
         Program::Hoard(program) => program.run(),
         Program::Flood(program) => program.run(),
+        Program::CrowdServe(program) => program.run(),
+        Program::CrowdJoin(program) => program.run(),
         Program::WrapRead(program) => program.run(),
         Program::WrapWrite(program) => program.run(),
         Program::Echo(program) => program.run(),
