@@ -115,6 +115,7 @@ pub struct Listeners {
     /// The explicit proxy, and what others than the kernel half redirect to the sidecar; loopback only.
     pub outbound: Option<Setting<ListenPort>>,
     /// The application's steered connections; loopback only. Whoever connects here without having been steered is refused.
+    /// By default the port after that of `outbound`.
     pub steered: Option<Setting<ListenPort>>,
     /// Steered connections from elsewhere.
     pub inbound: Option<Setting<ListenPort>>,

@@ -54,6 +54,7 @@ pub fn snapshot() -> Snapshot {
     let mut snapshot = Snapshot::builtin();
     snapshot.workers = NonZeroUsize::new(2).unwrap();
     snapshot.listeners.outbound = 0;
+    snapshot.listeners.steered = 0;
     snapshot.listeners.inbound = 0;
     snapshot.listeners.admin = 0;
     snapshot.listeners.metrics.set_port(0);

@@ -158,6 +158,19 @@ fn listeners(report: &mut Report, snapshot: &mut Snapshot, file: file::Listeners
         report.set(&mut listeners.metrics, file.metrics),
         report.set(&mut listeners.health, file.health),
     ];
+    if let [Some(_), None, ..] = marks {
+        // Several sidecars of one host each have ports of their own.
+        let others = [
+            0,
+            1,
+            listeners.inbound,
+            listeners.admin,
+            listeners.metrics.port(),
+            listeners.health.port(),
+        ];
+        let next = listeners.outbound.checked_add(1);
+        listeners.steered = next.filter(|next| !others.contains(next)).unwrap_or(0);
+    }
     let ports = [
         ("outbound", listeners.outbound),
         ("steered", listeners.steered),

@@ -244,7 +244,7 @@ fn mistakes_are_refused_whoever_asks() {
         }
     }
     // UDP is another port, and others are not ours.
-    let udp = json!([{ "name": "app", "ports": [{ "containerPort": 15021, "protocol": "UDP" }, { "containerPort": 15002 }] }]);
+    let udp = json!([{ "name": "app", "ports": [{ "containerPort": 15021, "protocol": "UDP" }, { "containerPort": 15003 }] }]);
     injected(&with("/spec/containers", udp), &Defaults::default());
 }
 
