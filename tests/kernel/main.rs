@@ -9,6 +9,7 @@ mod churn;
 mod credit;
 mod databases;
 mod egress;
+mod hostile;
 mod identities;
 mod integrity;
 mod isolation;

@@ -80,6 +80,8 @@ pub struct State {
     waiting: BTreeMap<u64, (u64, ToSidecar)>,
     /// Who served pods that are not attached now.
     detached: Detached,
+    /// When leftovers in the maps were looked for last.
+    garbage_since: Instant,
     pub totals: Totals,
 }
 
@@ -110,6 +112,7 @@ impl State {
             kubelets,
             waiting: BTreeMap::new(),
             detached: Detached::default(),
+            garbage_since: Instant::now(),
             totals: Totals::default(),
         };
         for adopted in adopted {

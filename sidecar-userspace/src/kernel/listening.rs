@@ -33,6 +33,8 @@ pub const LOOK_EVERY: Duration = Duration::from_secs(1);
 const TOO_MANY_EVERY: Duration = Duration::from_secs(10);
 /// How long what was seen is believed.
 const BELIEVED: Duration = Duration::from_secs(5);
+/// In so many looks leftovers in the maps are looked for.
+const COLLECT_EVERY_LOOKS: u32 = 10;
 /// How long a listener is believed not to be of the workload: it may be handed in.
 const STRANGER: Duration = Duration::from_secs(5);
 
@@ -111,8 +113,11 @@ pub async fn follow(mut tables: Tables, slot: u32, application: Cgroup, proxy: C
         Err(error) => return warn!(%error, "listeners that are handed in will not be noticed"),
     };
     let mut owners = Owners::default();
-    loop {
+    for round in 1.. {
         tokio::time::sleep(LOOK_EVERY).await;
+        if round % COLLECT_EVERY_LOOKS == 0 {
+            tables.collect_garbage(&[slot]);
+        }
         let before_ns = monotonic_ns();
         let listeners = match diag.listeners(usize::MAX) {
             Ok(listeners) => listeners,

@@ -232,6 +232,12 @@ impl Node {
         }
     }
 
+    /// Removes what sockets of pods have left in the maps without a word.
+    pub fn collect_garbage<'a>(&mut self, pods: impl Iterator<Item = &'a Attached>) {
+        let slots: Vec<u32> = pods.map(Attached::slot).collect();
+        self.tables.collect_garbage(&slots);
+    }
+
     /// The ids of the cgroups in which the pod's proxies run, or ran.
     pub fn proxies_of(&self, attached: &Attached) -> Vec<u64> {
         match self.is_ours(attached) {

@@ -5,13 +5,17 @@ mod written;
 
 pub use written::TooMany;
 
-use std::{collections::BTreeMap, os::fd::AsRawFd, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::AsRawFd,
+    path::Path,
+};
 
 use aya::{
     Ebpf,
     maps::{
-        Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap,
-        lpm_trie::LpmTrie,
+        Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockHash,
+        SockMap, lpm_trie::LpmTrie,
     },
     util::nr_cpus,
 };
@@ -27,9 +31,11 @@ use sidecar_common::{
 };
 
 use self::written::Known;
-use super::load::LoadError;
+use super::{listening::monotonic_ns, load::LoadError};
 
 const ANY: u64 = 0;
+/// Longer than the kernel tries to make a connection: tcp_syn_retries, by default for 127 s.
+const FORGOTTEN_NS: u64 = 150_000_000_000;
 
 /// What the sockets of one workload leave for each other.
 type Handovers = HashMap<MapData, FlowKey, Rendezvous>;
@@ -53,6 +59,7 @@ pub struct Tables {
     handovers: ArrayOfMaps<MapData, Handovers>,
     pairings: HashMap<MapData, FlowKey, Rendezvous>,
     half_flows: HashMap<MapData, u64, HalfFlow>,
+    flows: SockHash<MapData, u64>,
     probes: HashMap<MapData, FlowKey, u64>,
     probes_lost: PerCpuArray<MapData, u64>,
     /// What is in `ports`, `cidrs` and `denials`.
@@ -97,6 +104,7 @@ impl Tables {
             handovers: typed(bpf, names::HANDOVERS)?,
             pairings: typed(bpf, names::PAIRINGS)?,
             half_flows: typed(bpf, names::HALF_FLOWS)?,
+            flows: typed(bpf, names::FLOWS)?,
             probes: typed(bpf, names::KUBELET_CONNECTIONS)?,
             probes_lost: typed(bpf, names::KUBELET_CONNECTIONS_LOST)?,
             rules: Known::default(),
@@ -120,6 +128,7 @@ impl Tables {
             handovers: pinned(directory, names::HANDOVERS, Map::ArrayOfMaps)?,
             pairings: pinned(directory, names::PAIRINGS, Map::LruHashMap)?,
             half_flows: pinned(directory, names::HALF_FLOWS, Map::HashMap)?,
+            flows: pinned(directory, names::FLOWS, Map::SockHash)?,
             probes: pinned(directory, names::KUBELET_CONNECTIONS, Map::HashMap)?,
             probes_lost: pinned(directory, names::KUBELET_CONNECTIONS_LOST, Map::PerCpuArray)?,
             rules: Known::default(),
@@ -269,6 +278,48 @@ impl Tables {
         let handovers = self.handovers.get(&slot, 0);
         let entries = handovers.map(|handovers| handovers.iter().flatten().collect());
         entries.unwrap_or_default()
+    }
+
+    /// Removes what sockets have left behind whose end no hook has told, because another program on their cgroup had the
+    /// kernel call it alone. `slots`: the workloads to look at.
+    pub fn collect_garbage(&mut self, slots: &[u32]) {
+        // In this order: a socket that enters meanwhile is in the first of the two maps before it is in the second.
+        let noted: Vec<u64> = self.half_flows.keys().flatten().collect();
+        if !noted.is_empty() {
+            let alive: BTreeSet<u64> = self.flows.keys().flatten().collect();
+            for cookie in noted.iter().filter(|cookie| !alive.contains(cookie)) {
+                // Not there: that is what is wanted.
+                let _ = self.half_flows.remove(cookie);
+            }
+        }
+        let forgotten = |record: &Rendezvous| {
+            let age_ns = monotonic_ns().saturating_sub(record.since_ns);
+            age_ns > FORGOTTEN_NS
+        };
+        for slot in slots {
+            let Ok(mut handovers) = self.handovers.get(slot, 0) else {
+                continue;
+            };
+            let left: Vec<FlowKey> = handovers
+                .iter()
+                .flatten()
+                .filter(|(_, record)| forgotten(record))
+                .map(|(flow, _)| flow)
+                .collect();
+            for flow in left {
+                let _ = handovers.remove(&flow);
+            }
+        }
+        let left: Vec<FlowKey> = self
+            .pairings
+            .iter()
+            .flatten()
+            .filter(|(_, record)| forgotten(record))
+            .map(|(flow, _)| flow)
+            .collect();
+        for flow in left {
+            let _ = self.pairings.remove(&flow);
+        }
     }
 
     fn waiting_handovers(&self) -> usize {

@@ -1,6 +1,10 @@
 //! Pods that change by themselves: they end, lose their sidecar for good, or are left by all but it.
 
-use std::{collections::BTreeSet, fs, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    time::{Duration, Instant},
+};
 
 use tracing::warn;
 
@@ -9,6 +13,9 @@ use crate::{enrol::message::Reply, model::FailRule, sys::cgroup::Cgroup};
 
 /// How long after the agent's own start a sidecar may take to come back before its pod counts as without one.
 const COME_BACK: Duration = Duration::from_secs(15);
+
+/// How often leftovers in the maps are looked for.
+const COLLECT_EVERY: Duration = Duration::from_secs(10);
 
 /// What starting a process takes at least.
 const A_PROCESS: Duration = Duration::from_micros(300);
@@ -53,6 +60,11 @@ impl State {
         }
         for pod in self.pods.values_mut() {
             self.node.look(&mut pod.attached);
+        }
+        if self.garbage_since.elapsed() > COLLECT_EVERY {
+            self.garbage_since = Instant::now();
+            let pods = self.pods.values().map(|pod| &pod.attached);
+            self.node.collect_garbage(pods);
         }
         for (id, why) in gone {
             self.remove(id, why);
