@@ -23,7 +23,7 @@ use crate::{
     context::{AF_INET, AF_INET6, UserAddress, created, octets, packet},
     maps::{CIDRS, DENIALS, LISTENERS, LISTENING, PENDING, PORTS, SOCKETS, WORKLOADS},
     probe::is_probe,
-    record::{count, event, member_of_current},
+    record::{count, event, event_of_task, member_of_current},
 };
 
 const ALLOW: i32 = 1;
@@ -184,7 +184,7 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
         }
         Connect::Deny => {
             count(id, Counter::Denied, 1);
-            event(EVENT_EGRESS_DENIED, id, rule as i32, destination);
+            event_of_task(EVENT_EGRESS_DENIED, id, rule as i32, destination);
             Some(Verdict::Deny)
         }
         Connect::Leave(why) => {
