@@ -6,6 +6,8 @@
 //! supported: its `*_func_proto` functions in net/core/filter.c, kernel/bpf/cgroup.c, kernel/bpf/helpers.c and
 //! kernel/trace/bpf_trace.c. They list what may be of use here, and may be extended from there.
 
+#![allow(clippy::expect_used)]
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use aya_obj::{
