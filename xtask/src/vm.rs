@@ -75,7 +75,14 @@ fn run(sidecar: &Path, names: &[String], refresh: bool) -> Result<Vec<Row>> {
         let row = match Kernel::get(name, refresh) {
             Ok(kernel) => {
                 let initramfs = initramfs::build(&kernel, &programs)?;
-                machine::run(&kernel, &initramfs)?
+                let row = machine::run(&kernel, &initramfs)?;
+                if row.broken.is_some() && signals::interrupted().is_none() {
+                    // Steps that fail are never tried again. A machine that breaks down may be the emulation's fault.
+                    eprintln!("   {name}: the machine broke down and is started once more");
+                    machine::run(&kernel, &initramfs)?.second()
+                } else {
+                    row
+                }
             }
             Err(error) => Row::without_kernel(name, &error),
         };

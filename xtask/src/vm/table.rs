@@ -13,6 +13,8 @@ pub struct Row {
     pub seconds: f64,
     /// Why the machine did not come to its end.
     pub broken: Option<String>,
+    /// A machine before this one broke down.
+    second: bool,
     /// What the kernel and the programs said.
     pub console: Option<PathBuf>,
 }
@@ -55,6 +57,7 @@ impl Row {
             steps: Vec::new(),
             seconds: 0.0,
             broken: None,
+            second: false,
             console: None,
         }
     }
@@ -64,6 +67,14 @@ impl Row {
         Self {
             broken: Some(format!("{error:#}")),
             ..Self::new(name, "-")
+        }
+    }
+
+    /// The same, of a machine that was started after one that broke down.
+    pub fn second(self) -> Self {
+        Self {
+            second: true,
+            ..self
         }
     }
 
@@ -111,6 +122,7 @@ impl Row {
     fn result(&self) -> &'static str {
         match (self.passed(), self.step("refusal").is_some()) {
             (true, true) => "refused in words",
+            (true, false) if self.second => "passed at the second start",
             (true, false) => "passed",
             (false, _) => "FAILED",
         }
