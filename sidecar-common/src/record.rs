@@ -180,6 +180,7 @@ pub struct Event {
     /// One of the `EVENT_` constants.
     pub kind: u32,
     pub workload: u32,
+    /// The process whose system call it was; 0 where the hook cannot know.
     pub pid: u32,
     /// The descriptor that `splice` reads; of a denial, the rule, as the map's value has it.
     pub fd: i32,

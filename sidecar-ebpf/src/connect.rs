@@ -12,7 +12,7 @@ use sidecar_ebpf::decide::{self, Connect};
 
 use crate::{
     context::{UserAddress, octets},
-    counters::{count, event},
+    counters::{count, event_of_task},
     maps::{CIDRS, DENIALS, PORTS, SOCKETS, WORKLOADS},
     rendezvous,
     sock_create::{MPTCP, SOCK_STREAM, TCP, newborn},
@@ -136,7 +136,7 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
         }
         Connect::Deny => {
             count(id, Counter::Denied, 1);
-            event(EVENT_EGRESS_DENIED, id, rule as i32, destination);
+            event_of_task(EVENT_EGRESS_DENIED, id, rule as i32, destination);
             Some(Verdict::Deny)
         }
         Connect::Leave(why) => {
@@ -158,7 +158,7 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
 #[inline(always)]
 fn refuse(workload: u32, destination: Address) -> Verdict {
     count(workload, Counter::ConnectRefused, 1);
-    event(EVENT_CONNECT_REFUSED, workload, 0, destination);
+    event_of_task(EVENT_CONNECT_REFUSED, workload, 0, destination);
     Verdict::Deny
 }
 

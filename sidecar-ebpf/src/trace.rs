@@ -9,7 +9,7 @@ use sidecar_common::{
 
 use crate::{
     context::{LOAD_CONSTANTS, SystemCall, entry, now_ns},
-    counters::{count, event},
+    counters::{count, event_of_task},
     maps::WORKLOADS,
     member::member_of_current,
 };
@@ -50,7 +50,7 @@ fn try_splice() -> Option<()> {
     // Flows that hold redirected bytes already are the ones in trouble: userspace looks at each socket that is
     // read so in the beginning.
     if now_ns - workload.splices_since_ns < CAUGHT_NS {
-        event(EVENT_SPLICE, member.workload, fd, Address::default());
+        event_of_task(EVENT_SPLICE, member.workload, fd, Address::default());
     }
     Some(())
 }

@@ -11,9 +11,9 @@ use sidecar_userspace::{
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = command::init_log(&cli.log).and_then(|()| match cli.command {
-        Command::Run(args) => command::run::run(args),
+        Command::Run(args) => command::run::run(args).map_err(command::floor::explain),
         Command::Proxy(args) => command::proxy::run(args),
-        Command::Agent(args) => command::agent::run(args),
+        Command::Agent(args) => command::agent::run(args).map_err(command::floor::explain),
         Command::Inject(args) => command::inject::run(*args),
         Command::Ca(args) => command::ca::run(args),
         Command::Check(args) => command::check::run(args),

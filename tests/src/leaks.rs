@@ -63,6 +63,23 @@ impl Held {
         Ok(held)
     }
 
+    /// All that the kernel has, whosever it is: for a machine on which nobody else loads anything.
+    pub fn everywhere() -> Result<Self> {
+        let mut ids = BTreeSet::new();
+        for kind in KINDS {
+            let shown = bpftool(&[kind, "show"])?;
+            let listed = shown.as_array().into_iter().flatten();
+            ids.extend(listed.filter_map(|one| Some((kind, one["id"].as_u64()?))));
+        }
+        Ok(Self { ids })
+    }
+
+    /// What `other` does not hold.
+    pub fn without(&self, other: &Self) -> Self {
+        let ids = self.ids.difference(&other.ids).copied().collect();
+        Self { ids }
+    }
+
     /// How many of `prog`, `map` or `link`.
     pub fn count(&self, kind: &str) -> usize {
         self.ids.iter().filter(|(of, _)| *of == kind).count()

@@ -3,7 +3,7 @@
 //! Everything is checked even where something fails, so that one run tells all there is to mend.
 
 use crate::{
-    build, documents, paths, process, setup, step, toolchain::Toolchain, unsafe_rooms, verbs,
+    apt, build, documents, paths, process, setup, step, toolchain::Toolchain, unsafe_rooms, verbs,
 };
 use anyhow::{Context as _, Result, bail};
 use std::{
@@ -30,6 +30,7 @@ pub fn all(sidecar: &Path) -> Result<()> {
         formatting(),
         lints_of_the_host_half(),
         lints_of_the_kernel_half(),
+        other_architecture(),
         documentation(),
         unsafe_in_its_rooms(),
         documents_are_true(sidecar),
@@ -96,6 +97,54 @@ fn lints_of_the_kernel_half() -> Result<()> {
         "Mend what clippy says, or `#[expect]` it with a reason.",
         &mut cargo,
     )
+}
+
+/// The host half for the other architecture that is supported; the BPF object is the same for both.
+fn other_architecture() -> Result<()> {
+    const TARGET: &str = "aarch64-unknown-linux-gnu";
+    if !has_target(TARGET)? {
+        let added = step::run(
+            &format!("adding the standard library for {TARGET}"),
+            "Check the network.",
+            // Where there is no way to rustup's server, it tries for minutes.
+            Command::new("timeout").args(["60", "rustup", "target", "add", TARGET]),
+        );
+        if let Err(error) = added {
+            eprintln!(
+                " ! {TARGET} is not checked: rustup cannot add its standard library: {error:#}"
+            );
+            return Ok(());
+        }
+    }
+    // aws-lc-sys compiles C even for a check, which is half of the minute and a half that this takes two CPUs at first.
+    if !process::on_path("aarch64-linux-gnu-gcc") {
+        apt::ensure(
+            "for checking aarch64",
+            &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"].map(str::to_owned),
+        )?;
+    }
+    let mut cargo = process::userspace_cargo();
+    cargo.args(["check", "--locked", "--target", TARGET]);
+    cargo.args([
+        "--workspace",
+        "--exclude",
+        "sidecar-ebpf",
+        "--exclude",
+        "xtask",
+    ]);
+    step::run(
+        &format!("checking for {TARGET}"),
+        "Mend what the compiler says above.",
+        &mut cargo,
+    )
+}
+
+/// Whether the toolchain that builds the host half has the target's standard library.
+fn has_target(target: &str) -> Result<bool> {
+    let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    process::clean(&mut rustc);
+    rustc.args(["--print", "target-libdir", "--target", target]);
+    Ok(Path::new(&process::output(&mut rustc)?).is_dir())
 }
 
 fn documentation() -> Result<()> {

@@ -20,6 +20,7 @@ mod summary;
 mod test;
 mod toolchain;
 mod unsafe_rooms;
+mod vm;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -48,6 +49,8 @@ enum Verb {
     Bench(bench::Args),
     /// Formatting, lints of both halves, documentation, unsafe code in its rooms, commands named in the documents
     Check,
+    /// Boot other kernels in virtual machines and see what the sidecar makes of each
+    Vm(vm::Args),
     /// Everything that CI runs
     Test(test::Args),
 }
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Verb::Demo => demo::verb(),
         Verb::Bench(arguments) => bench::verb(&arguments),
         Verb::Check => check::verb(),
+        Verb::Vm(arguments) => vm::verb(&arguments),
         Verb::Test(arguments) => test::verb(&arguments),
     });
     match outcome {

@@ -12,7 +12,9 @@ use std::{
 pub enum Needs {
     /// To build both halves.
     Build,
-    /// And what the tests use.
+    /// And the Debian packages that the tests and the machines of `vm` use.
+    Packages,
+    /// And what else the tests use.
     Everything,
 }
 
@@ -27,11 +29,13 @@ pub fn ensure(needs: Needs) -> Result<()> {
     let toolchain = Toolchain::find_or_install()?;
     linker::ensure()?;
     sources(&toolchain)?;
-    if needs == Needs::Everything {
+    if needs != Needs::Build {
         apt::ensure(
             "for the tests",
             &listed(&paths::root().join("tests/packages.txt"))?,
         )?;
+    }
+    if needs == Needs::Everything {
         python()?;
         go::ensure()?;
         nextest()?;

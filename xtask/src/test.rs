@@ -5,6 +5,7 @@ use crate::{
     leftovers::{self, Before},
     paths, process, setup, signals, step,
     summary::Counts,
+    vm,
 };
 use anyhow::{Context as _, Result, bail};
 use std::{
@@ -77,6 +78,13 @@ pub fn verb(arguments: &Args) -> Result<()> {
         let shown = step::announced("the demo", || demo::perform(&sidecar));
         session.counts.add(shown.is_ok());
         note(&mut failures, shown);
+        let counts = &mut session.counts;
+        note(
+            &mut failures,
+            step::announced("other kernels, in virtual machines", || {
+                vm::in_ci(&sidecar, counts)
+            }),
+        );
     }
     note(
         &mut failures,

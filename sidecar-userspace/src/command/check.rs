@@ -5,7 +5,10 @@ use std::{fs, process::ExitCode, time::SystemTime};
 use anyhow::Result;
 use serde::Serialize;
 
-use super::standalone::{Cgroups, Trial, trial};
+use super::{
+    floor,
+    standalone::{Cgroups, Trial, trial},
+};
 use crate::{
     cli::Check,
     config,
@@ -34,9 +37,6 @@ struct Finding {
     #[serde(skip_serializing_if = "Option::is_none")]
     remedy: Option<String>,
 }
-
-/// Linux 5.15: sk_lookup, ring buffer, netns cookies.
-const KERNEL_FLOOR: (u32, u32) = (5, 15);
 
 pub fn run(args: Check) -> Result<ExitCode> {
     let mut findings = Findings::default();
@@ -140,22 +140,9 @@ impl Findings {
 }
 
 fn kernel(findings: &mut Findings) {
-    let release = rustix::system::uname()
-        .release()
-        .to_string_lossy()
-        .into_owned();
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map_while(|n| n.parse::<u32>().ok());
-    match (numbers.next(), numbers.next()) {
-        (Some(major), Some(minor)) if (major, minor) >= KERNEL_FLOOR => {
-            findings.ok("kernel", release)
-        }
-        _ => findings.fail(
-            "kernel",
-            release,
-            "the kernel half needs Linux 5.15; the proxy alone runs anywhere",
-        ),
+    match floor::release() {
+        (release, true) => findings.ok("kernel", release),
+        (release, false) => findings.fail("kernel", release, floor::NEEDED),
     }
 }
 

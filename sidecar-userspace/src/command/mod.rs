@@ -6,6 +6,7 @@ pub mod check;
 pub mod detach;
 pub mod enter;
 pub mod explain;
+pub mod floor;
 pub mod generate;
 pub mod inject;
 pub mod inspect;

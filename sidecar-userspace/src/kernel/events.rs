@@ -12,7 +12,8 @@ use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
 use rustix::net::sockopt::socket_cookie;
 use sidecar_common::record::{
-    EVENT_EGRESS_DENIED, EVENT_INBOUND_REFUSED, EVENT_SPLICE, EVENT_UNPAIRED, Event,
+    EVENT_CONNECT_REFUSED, EVENT_EGRESS_DENIED, EVENT_INBOUND_REFUSED, EVENT_SPLICE,
+    EVENT_UNPAIRED, Event,
 };
 use tokio::{io::unix::AsyncFd, time::sleep};
 use tracing::{debug, warn};
@@ -87,7 +88,7 @@ pub type KernelLog = EbpfLogger<&'static dyn log::Log>;
 /// When each kind was said last of one workload.
 #[derive(Default)]
 struct Said {
-    kinds: [Option<Instant>; 4],
+    kinds: [Option<Instant>; 6],
     /// Denied destinations, with the rule.
     denied: HashMap<(SocketAddr, i32), Instant>,
 }
@@ -139,6 +140,9 @@ async fn handle(event: &Event, workload: &str, tables: &Tables, said: &mut Said)
     match event.kind {
         EVENT_INBOUND_REFUSED if news => {
             warn!(workload, %address, "inbound connections are refused: the proxy does not listen (failRule: closed)");
+        }
+        EVENT_CONNECT_REFUSED if news => {
+            warn!(workload, %address, "outbound connections are refused: the workload has too many under way, or the kernel has no memory for what has to be remembered of one");
         }
         EVENT_UNPAIRED if news => {
             warn!(workload, %address, "a connection stays on TCP: the map of flows is full, or its key is taken");

@@ -5,7 +5,7 @@
 //! - [`btf`], offsets of the running kernel's structures; [`features`], the constants that follow from them
 //! - [`pins`], the shared directory on bpffs
 //! - [`layout`], which objects share maps; [`upgrade`], our programs in the place of a former agent's
-//! - [`load`], the object, its programs and maps
+//! - [`load`], the object, its programs and maps; `helpers`, which calls of theirs all supported kernels offer
 //! - [`tables`], what is written into the maps
 //! - [`census`], whether all of it is gone
 //! - [`selftest`], whether redirect may be switched on
@@ -22,6 +22,8 @@ pub mod census;
 pub mod events;
 pub mod exclusion;
 pub mod features;
+#[cfg(test)]
+mod helpers;
 pub mod layout;
 pub mod links;
 pub mod listening;

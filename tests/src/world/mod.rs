@@ -210,7 +210,7 @@ impl World {
     }
 
     /// Shows the last lines of everything that programs of this world said.
-    fn show(&self) {
+    pub fn show(&self) {
         let mut files: Vec<PathBuf> = fs::read_dir(&self.directory)
             .into_iter()
             .flatten()
