@@ -73,20 +73,11 @@ fn serve(args: Serve) -> Result<ExitCode> {
     };
     let host = Host::look(Workloads::new(args.workload_cgroup.clone()))?;
     let (mut node, adopted) = open(&args.pins.bpffs)?;
-    let outdated = node.is_outdated();
-    let refused = match outdated || node.is_unproven() {
-        true => self_test(&args.pins.bpffs).unwrap_or_else(|error| Some(format!("{error:#}"))),
-        false => None,
-    };
-    node.warm_up()?;
-    if outdated {
-        let upgraded = node.upgrade(refused.as_deref());
-        upgraded.context("the pods of the former agent keep its programs: start that one again, or `sidecar agent uninstall`")?;
+    if let Err(error) = prepare(&mut node, &args.pins.bpffs) {
+        // A failed start leaves nothing but what serves pods.
+        let _ = node.close();
+        return Err(error);
     }
-    if node.is_unproven() {
-        node.proven(refused)?;
-    }
-    node.sign()?;
     let redirect = node.no_redirect().map_or("on", |_| "off");
     info!(
         adopted = adopted.len(),
@@ -110,6 +101,25 @@ fn serve(args: Serve) -> Result<ExitCode> {
         state.into_inner().close()?;
     }
     served.map(|()| ExitCode::SUCCESS)
+}
+
+/// Tries redirect if nobody has, and puts our programs in the place of a former agent's.
+fn prepare(node: &mut Node, bpffs: &Path) -> Result<()> {
+    let outdated = node.is_outdated();
+    let refused = match outdated || node.is_unproven() {
+        true => self_test(bpffs).unwrap_or_else(|error| Some(format!("{error:#}"))),
+        false => None,
+    };
+    node.warm_up()?;
+    if outdated {
+        let upgraded = node.upgrade(refused.as_deref());
+        upgraded.context("the pods of the former agent keep its programs: start that one again, or `sidecar agent uninstall`")?;
+    }
+    if node.is_unproven() {
+        node.proven(refused)?;
+    }
+    node.sign()?;
+    Ok(())
 }
 
 /// Until a signal says so.

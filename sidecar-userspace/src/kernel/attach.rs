@@ -45,11 +45,11 @@ pub enum AttachError {
     Pins(#[from] PinError),
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
-    #[error("cannot attach {name} to {target}: {source}")]
+    #[error("cannot attach {name} to {target}: {}", load::brief(error))]
     Attach {
         name: &'static str,
         target: PathBuf,
-        source: ProgramError,
+        error: ProgramError,
     },
     #[error("cannot pin the link of {name}: {source}")]
     Pin {
@@ -127,7 +127,9 @@ impl Enrolment {
         };
         let attached = Attached::attach(programs, &mut tables, pins, subject, lasting)?;
         let node = match no_redirect {
-            None => Some(links::watch_splice(&mut bpf)?),
+            None => links::watch_splice(&mut bpf)
+                .map_err(|error| no_redirect = Some(error.to_string()))
+                .ok(),
             Some(_) => None,
         };
         let events = bpf

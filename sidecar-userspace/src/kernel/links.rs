@@ -53,10 +53,10 @@ impl Target {
 
     fn refused(&self, name: &'static str) -> impl FnOnce(ProgramError) -> AttachError {
         let target = self.path.clone();
-        move |source| AttachError::Attach {
+        move |error| AttachError::Attach {
             name,
             target,
-            source,
+            error,
         }
     }
 }
@@ -266,7 +266,7 @@ where
     let program: &mut T = program(bpf, name)?;
     program
         .load_once()
-        .map_err(|source| LoadError::Program { name, source })?;
+        .map_err(|error| LoadError::Program { name, error })?;
     Ok(program)
 }
 
@@ -291,7 +291,7 @@ fn for_proxy(bpf: &mut Ebpf, target: &Target) -> Result<Vec<(&'static str, Owned
         let program = load_as::<CgroupSockopt>(bpf, name)?;
         let program = program
             .fd()
-            .map_err(|source| LoadError::Program { name, source })?;
+            .map_err(|error| LoadError::Program { name, error })?;
         let link = bpf::link_to_cgroup(program, &target.directory, kind)
             .map_err(|error| target.refused(name)(ProgramError::IOError(error)))?;
         links.push((name, link));
@@ -307,11 +307,11 @@ fn in_namespace(
     let program: &mut SkLookup = program(bpf, name)?;
     program
         .load()
-        .map_err(|source| LoadError::Program { name, source })?;
-    let refused = |source| AttachError::Attach {
+        .map_err(|error| LoadError::Program { name, error })?;
+    let refused = |error| AttachError::Attach {
         name,
         target: PathBuf::from("the network namespace"),
-        source,
+        error,
     };
     let link = program.attach(namespace).map_err(refused)?;
     Ok((name, program.take_link(link).map_err(refused)?.into()))
@@ -322,16 +322,16 @@ fn on_tracepoint(
     name: &'static str,
     tracepoint: &'static str,
 ) -> Result<FdLink, AttachError> {
-    let refused = |source| AttachError::Attach {
+    let refused = |error| AttachError::Attach {
         name,
         target: PathBuf::from(tracepoint),
-        source,
+        error,
     };
     let btf = aya::Btf::from_sys_fs().map_err(|e| refused(ProgramError::Btf(e)))?;
     let program: &mut BtfTracePoint = program(bpf, name)?;
     program
         .load(tracepoint, &btf)
-        .map_err(|source| LoadError::Program { name, source })?;
+        .map_err(|error| LoadError::Program { name, error })?;
     let link = program.attach().map_err(refused)?;
     Ok(program.take_link(link).map_err(refused)?.into())
 }

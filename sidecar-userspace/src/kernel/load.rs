@@ -33,11 +33,12 @@ pub enum LoadError {
     Object(#[from] aya::EbpfError),
     #[error(
         "the kernel refused {name}: {}; `sidecar check` says what this kernel lacks",
-        brief(source)
+        brief(error)
     )]
+    // Not called its source, which would be shown again with all of the verifier's log.
     Program {
         name: &'static str,
-        source: ProgramError,
+        error: ProgramError,
     },
     #[error("the kernel half has no {0}: object and binary are of different versions")]
     Missing(&'static str),
@@ -58,7 +59,7 @@ pub enum LoadError {
 }
 
 /// The verifier's log is for `--log debug`, not for a line of text.
-fn brief(error: &ProgramError) -> String {
+pub(super) fn brief(error: &ProgramError) -> String {
     match error {
         ProgramError::LoadError {
             io_error,
@@ -151,7 +152,7 @@ pub fn attach_relay(bpf: &mut Ebpf, pins: &Pins, ours: bool) -> Result<(), LoadE
             .ok_or(LoadError::Missing(names::FLOWS))?;
         let flows = SockHash::<_, u64>::try_from(flows).map_err(map_error)?;
         let flows = flows.fd().try_clone().map_err(|e| map_error(e.into()))?;
-        let refused = |source| LoadError::Program { name, source };
+        let refused = |error| LoadError::Program { name, error };
         let stub: &mut SkMsg = program(bpf, name)?;
         stub.load().map_err(refused)?;
         let link = stub.attach(&flows).map_err(refused)?;
@@ -177,7 +178,7 @@ pub fn relays(pins: &Pins) -> Result<OwnedFd, LoadError> {
 /// Our `msg_redirect`, loaded.
 pub fn relay(bpf: &mut Ebpf) -> Result<OwnedFd, LoadError> {
     let name = names::MSG_REDIRECT;
-    let refused = |source| LoadError::Program { name, source };
+    let refused = |error| LoadError::Program { name, error };
     let relay: &mut SkMsg = program(bpf, name)?;
     if relay.fd().is_err() {
         relay.load().map_err(refused)?;
@@ -194,5 +195,5 @@ where
     let program = bpf.program_mut(name).ok_or(LoadError::Missing(name))?;
     program
         .try_into()
-        .map_err(|source| LoadError::Program { name, source })
+        .map_err(|error| LoadError::Program { name, error })
 }

@@ -58,15 +58,29 @@ impl Node {
         pins::prepare(base)?;
         let alone = pins::hold(base)?;
         let shared = Pins::open(base, Layout::own()?)?;
+        let opened = Self::open_in(base, &shared, alone);
+        if opened.is_err() {
+            // A failed start leaves nothing; the error says more than a failure to clean up would.
+            let _ = shared.remove_agent();
+            let _ = shared.remove_if_unused();
+        }
+        opened
+    }
+
+    fn open_in(
+        base: &Path,
+        shared: &Pins,
+        alone: Held,
+    ) -> Result<(Self, Vec<Adopted>), AttachError> {
         let (own, held) = shared.claim_for_agent()?;
-        let swept = sweep(&shared)?;
+        let swept = sweep(shared)?;
         let (constants, mut no_redirect) = features::best();
         let events = own.join(names::EVENTS);
-        let mut loader = Loader::new(&shared, &constants, Some(&events))?;
+        let mut loader = Loader::new(shared, &constants, Some(&events))?;
         // Each pod gets an object of its own for its lookup.
         let mut bpf = loader.load(NO_SLOT)?;
         if no_redirect.is_none()
-            && let Err(error) = load::attach_relay(&mut bpf, &shared, false)
+            && let Err(error) = load::attach_relay(&mut bpf, shared, false)
         {
             no_redirect = Some(error.to_string());
         }
@@ -90,7 +104,7 @@ impl Node {
         };
         // Others first: of a pod that is there twice the last one counts.
         let mut adopted = node.adopt_others()?;
-        adopted.extend(node.adopt(&shared)?);
+        adopted.extend(node.adopt(shared)?);
         Ok((node, adopted))
     }
 
@@ -107,8 +121,11 @@ impl Node {
             return Ok(());
         }
         let name = names::TRACE_SPLICE;
-        links::watch_splice(&mut self.bpf)?
-            .pin(self.own.join(name))
+        let link = match links::watch_splice(&mut self.bpf) {
+            Ok(link) => link,
+            Err(error) => return self.proven(Some(error.to_string())),
+        };
+        link.pin(self.own.join(name))
             .map_err(|source| AttachError::Pin { name, source })?;
         Ok(())
     }

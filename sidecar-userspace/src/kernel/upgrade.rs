@@ -237,7 +237,7 @@ fn loaded(bpf: &Ebpf, name: &str) -> Option<OwnedFd> {
 
 fn lookup(bpf: &mut Ebpf) -> Result<OwnedFd, LoadError> {
     let name = names::LOOKUP_INBOUND;
-    let refused = |source| LoadError::Program { name, source };
+    let refused = |error| LoadError::Program { name, error };
     let program: &mut SkLookup = load::program(bpf, name)?;
     if program.fd().is_err() {
         program.load().map_err(refused)?;
