@@ -18,7 +18,11 @@ use aya::{
     Ebpf,
     maps::{MapData, RingBuf},
 };
-use sidecar_common::{names, record::Counter, settings::ROLE_PROXY};
+use sidecar_common::{
+    names,
+    record::Counter,
+    settings::{MAX_WORKLOADS, ROLE_PROXY},
+};
 use tracing::{info, warn};
 
 use self::adopted::Adopted;
@@ -132,6 +136,9 @@ impl Node {
 
     /// Verifies all programs now rather than when the first pod comes.
     pub fn warm_up(&mut self) -> Result<(), LoadError> {
+        for _ in 0..4 {
+            self.make_ahead(0);
+        }
         links::load_all(&mut self.bpf)
     }
 
@@ -246,6 +253,16 @@ impl Node {
     pub fn look(&mut self, attached: &mut Attached) {
         if self.is_ours(attached) {
             attached.look(&mut self.tables);
+        }
+    }
+
+    /// Makes maps for pods that may come, a slot at a time: an enrolment need not wait for it then. `pods`: how many there are.
+    pub fn make_ahead(&mut self, pods: usize) {
+        const AHEAD: usize = 8;
+        let slots = (0..MAX_WORKLOADS).take(pods + AHEAD);
+        if let Some(slot) = slots.into_iter().find(|slot| !self.tables.has_own(*slot)) {
+            // Tried again when the slot is taken.
+            let _ = self.tables.make_own(slot);
         }
     }
 

@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::AsRawFd,
     path::Path,
+    thread,
 };
 
 use aya::{
@@ -260,17 +261,48 @@ impl Tables {
         let _ = self.closed_until.set(slot, until_ns, ANY);
     }
 
-    /// Gives the workload in `slot` maps of its own, empty.
+    /// Gives the workload in `slot` maps of its own, empty. Those of a former one in the slot serve again: a new one waits for
+    /// every program that runs.
     pub fn make_own(&mut self, slot: u32) -> Result<(), LoadError> {
         const NO_PREALLOC: u32 = 1;
-        let name = names::HANDOVERS;
-        let handovers = Handovers::create(MAX_HANDOVERS, NO_PREALLOC).map_err(of(name))?;
-        self.handovers
-            .set(slot, &handovers, ANY)
-            .map_err(of(name))?;
-        let name = names::LISTENING;
-        let listening = Listening::create(MAX_LISTENING, NO_PREALLOC).map_err(of(name))?;
-        self.listening.set(slot, &listening, ANY).map_err(of(name))
+        if self.has_own(slot) {
+            self.empty_own(slot);
+            return Ok(());
+        }
+        let (handovers, listening) = (&mut self.handovers, &mut self.listening);
+        // The two waits are one.
+        thread::scope(|scope| {
+            let handed_over = scope.spawn(move || {
+                let made = Handovers::create(MAX_HANDOVERS, NO_PREALLOC)?;
+                handovers.set(slot, &made, ANY)
+            });
+            let made = Listening::create(MAX_LISTENING, NO_PREALLOC);
+            made.and_then(|made| listening.set(slot, &made, ANY))
+                .map_err(of(names::LISTENING))?;
+            let handed_over = handed_over.join().unwrap_or(Err(MapError::KeyNotFound));
+            handed_over.map_err(of(names::HANDOVERS))
+        })
+    }
+
+    /// Whether the slot has maps of its own, from whichever workload.
+    pub fn has_own(&self, slot: u32) -> bool {
+        self.handovers.get(&slot, 0).is_ok() && self.listening.get(&slot, 0).is_ok()
+    }
+
+    fn empty_own(&mut self, slot: u32) {
+        // Best effort by nature: what is gone already is what is wanted.
+        if let Ok(mut handovers) = self.handovers.get(&slot, 0) {
+            let left: Vec<FlowKey> = handovers.keys().flatten().collect();
+            for flow in left {
+                let _ = handovers.remove(&flow);
+            }
+        }
+        if let Ok(mut listening) = self.listening.get(&slot, 0) {
+            let left: Vec<ListeningKey> = listening.keys().flatten().collect();
+            for place in left {
+                let _ = listening.remove(&place);
+            }
+        }
     }
 
     /// What the workload in `slot` has handed over and nobody has taken.
@@ -337,6 +369,7 @@ impl Tables {
         }
         self.clear_rules(slot);
         self.close_until(slot, 0);
+        self.empty_own(slot);
         self.reset_counts(slot);
     }
 

@@ -122,8 +122,10 @@ while time.time() < end:
             except OSError: pass
         try: m.getsockopt(LEVEL, WINDOW, 4); m.setsockopt(LEVEL, SETTLE, struct.pack("=I", tries))
         except OSError: pass
-    r, _, _ = select.select(held + [n], [], [], 0.02)
-    for s in r:
+    poll = select.poll()
+    for s in held + [n]: poll.register(s, select.POLLIN)
+    ready = {fd for fd, _ in poll.poll(20)}
+    for s in [s for s in held + [n] if s.fileno() in ready]:
         try: stolen += s.recv(65536)
         except OSError: pass
     for s in held: s.close()

@@ -61,6 +61,7 @@ impl State {
         for pod in self.pods.values_mut() {
             self.node.look(&mut pod.attached);
         }
+        self.node.make_ahead(self.pods.len());
         if self.garbage_since.elapsed() > COLLECT_EVERY {
             self.garbage_since = Instant::now();
             let pods = self.pods.values().map(|pod| &pod.attached);
