@@ -268,7 +268,7 @@ impl Node {
             return;
         };
         let met = record.is_met_by(socket.copied_seq, socket.write_seq);
-        if !met && !(self.by_addresses && record.is(Rendezvous::ANSWERED)) {
+        if !(met || self.by_addresses && record.is(Rendezvous::ANSWERED)) {
             return;
         }
         self.pairings.remove(&tuple);
@@ -628,7 +628,7 @@ impl Model {
             node.random(below)
         };
         // One that only lies, and does not spoil its chances by sending.
-        let choice = self.random(if id % 2 == 0 { 9 } else { 5 });
+        let choice = self.random(if id.is_multiple_of(2) { 9 } else { 5 });
         let (proxy, to_application) = if side == 0 {
             (own[2], own[1])
         } else {
@@ -704,7 +704,7 @@ impl Model {
         match self.random(10) {
             0 => self.0.borrow_mut().set_up(id),
             _ if parties[side] == Party::Hostile => self.hostile(id, side),
-            1 | 2 | 3 => self.application_sends(id, side),
+            1..=3 => self.application_sends(id, side),
             4 | 5 => self.application_reads(id, side),
             _ => {
                 let proxy = if proxies == 1 { 0 } else { side };
