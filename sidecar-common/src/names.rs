@@ -12,6 +12,8 @@ pub const CIDRS: &str = "CIDRS";
 pub const DENIALS: &str = "DENIALS";
 /// Where workloads listen, a map for each.
 pub const LISTENING: &str = "LISTENING";
+/// Workloads that have a network namespace of their own, by its cookie.
+pub const NAMESPACES: &str = "NAMESPACES";
 /// Until when what is not in [`LISTENING`] is known to be closed, by workload.
 pub const CLOSED_UNTIL: &str = "CLOSED_UNTIL";
 /// The proxies' inbound listeners, by workload index; IPv4 at `2i`, IPv6 at `2i + 1`.
@@ -41,7 +43,7 @@ pub const KUBELET_CONNECTIONS: &str = "KUBELET_CONNECTIONS";
 pub const KUBELET_CONNECTIONS_LOST: &str = "KUBELET_CONNECTIONS_LOST";
 
 /// Maps that every sidecar on the node shares, pinned by name.
-pub const SHARED_MAPS: [&str; 18] = [
+pub const SHARED_MAPS: [&str; 19] = [
     WORKLOADS,
     CGROUPS,
     PORTS,
@@ -49,6 +51,7 @@ pub const SHARED_MAPS: [&str; 18] = [
     DENIALS,
     LISTENING,
     CLOSED_UNTIL,
+    NAMESPACES,
     LISTENERS,
     SOCKETS,
     HANDOVERS,

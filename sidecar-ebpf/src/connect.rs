@@ -14,6 +14,7 @@ use crate::{
     context::{UserAddress, octets},
     counters::{count, event_of_task},
     maps::{CIDRS, DENIALS, PORTS, SOCKETS, WORKLOADS},
+    member::member_of_current,
     rendezvous,
     sock_create::{MPTCP, SOCK_STREAM, TCP, newborn},
 };
@@ -85,6 +86,12 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
             }
         }
     };
+    if let Some(member) = member_of_current()
+        && member.workload != state.workload
+    {
+        // Of a former enrolment, whose place among the workloads another one may have by now, or handed over by another pod.
+        *state = newborn(protocol)?;
+    }
     let id = state.workload;
     let workload = WORKLOADS.get(id)?;
     // Steered a moment ago by the program of a sidecar that this one takes over from.

@@ -85,6 +85,13 @@ fn half<K: Kernel>(kernel: &K, cookie: u64) -> Option<K::Half> {
         .filter(|half| half.read(|h| h.cookie) == cookie)
 }
 
+/// The entry of the socket at the other end, which has to name this one in turn: a socket keeps its cookie when it connects
+/// anew.
+#[inline(always)]
+fn other_end<K: Kernel>(kernel: &K, state: &SocketState, cookie: u64) -> Option<K::Half> {
+    half(kernel, cookie).filter(|half| half.read(|h| h.peer) == state.cookie)
+}
+
 /// The cookie of the socket at the other end, if both have met. Remembered in the socket's own state.
 #[inline(always)]
 fn peer<K: Kernel>(kernel: &K, state: &mut SocketState) -> Option<u64> {
@@ -107,7 +114,7 @@ pub fn message<K: Kernel>(
     redirect: impl Fn(u64) -> bool,
 ) -> Result<Redirected, Counter> {
     let to = peer(kernel, state).ok_or(Counter::FallbackNoPeer)?;
-    let receiver = half(kernel, to).ok_or(Counter::FallbackNoPeer)?;
+    let receiver = other_end(kernel, state, to).ok_or(Counter::FallbackNoPeer)?;
     if kernel.naive() != NAIVE_REDIRECT {
         if !state.is(SocketState::PROXY)
             && past_proxies(kernel, state, tcp_state, &receiver, bytes, &redirect).is_some()
@@ -165,7 +172,7 @@ pub fn send_window<K: Kernel>(
     tcp_state: u32,
 ) -> Option<SendWindow> {
     let to = peer(kernel, state)?;
-    let Some(receiver) = half(kernel, to) else {
+    let Some(receiver) = other_end(kernel, state, to) else {
         return Some(SendWindow::Tcp(Counter::FallbackNoPeer));
     };
     if kernel.naive() == NAIVE_REDIRECT || receiver.read(|r| r.is(HalfFlow::OF_PROXY)) {
@@ -304,10 +311,8 @@ fn past_proxies<K: Kernel>(
     if state.joined_read_bytes != state.joined_bytes && receiver.ingress_is_empty() {
         state.joined_read_bytes = state.joined_bytes;
     }
-    let by_tcp = kernel
-        .tcp(state.socket)
-        .write_seq()?
-        .wrapping_sub(state.start_seq);
+    let sender = kernel.tcp(state.socket);
+    let by_tcp = sender.write_seq()?.wrapping_sub(state.start_seq);
     let sent = by_tcp.wrapping_add(state.sent_bytes as u32);
     let arrived = if kernel.naive() == NAIVE_JOIN {
         sent
@@ -321,7 +326,7 @@ fn past_proxies<K: Kernel>(
         asked: proxy_flags & HalfFlow::ASKED != 0,
         took_tcp: proxy_flags & HalfFlow::TCP != 0,
         blocking: receiver.is_nonblocking() == Some(false),
-        ulp: receiver.has_ulp(),
+        ulp: receiver.has_ulp() || sender.has_ulp(),
         tcp_state,
         sent,
         arrived,
@@ -376,7 +381,7 @@ pub fn join<K: Kernel>(kernel: &K, state: &mut SocketState, other: u64) -> Optio
 #[inline(always)]
 pub fn settle<K: Kernel>(kernel: &K, state: &mut SocketState, bytes: u32) -> Option<()> {
     let to = peer(kernel, state)?;
-    let receiver = half(kernel, to)?;
+    let receiver = other_end(kernel, state, to)?;
     let (of_proxy, socket) = receiver.read(|r| (r.is(HalfFlow::OF_PROXY), r.socket));
     if of_proxy || state.is(SocketState::TCP) || !state.is(SocketState::ASKED) {
         return None;

@@ -89,17 +89,22 @@ fn port(workload: u32, local: Address) -> Port {
         ip: local.ip.any(),
         port,
     };
+    let believed = CLOSED_UNTIL
+        .get(workload)
+        .is_some_and(|until| now_ns() < *until);
     for place in [exactly, anywhere] {
         if let Some(noted) = own.get_ptr(&place) {
-            return match read(noted) & LISTENING_EXCLUDED {
-                0 => Port::Open,
-                _ => Port::Excluded,
+            return match (read(noted) & LISTENING_EXCLUDED, believed) {
+                (0, _) => Port::Open,
+                (_, true) => Port::Excluded,
+                (_, false) => Port::Unknown,
             };
         }
     }
-    match CLOSED_UNTIL.get(workload) {
-        Some(until) if now_ns() < *until => Port::Closed,
-        _ => Port::Unknown,
+    if believed {
+        Port::Closed
+    } else {
+        Port::Unknown
     }
 }
 

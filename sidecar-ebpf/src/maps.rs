@@ -47,6 +47,9 @@ pub static LISTENING: ArrayOfMaps<Listening, WORKLOAD_SLOTS> = ArrayOfMaps::new(
 pub type Listening = HashMap<ListeningKey, u64, { MAX_LISTENING as usize }, NO_PREALLOC>;
 
 #[btf_map]
+pub static NAMESPACES: HashMap<u64, u32, WORKLOAD_SLOTS, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
 pub static CLOSED_UNTIL: Array<u64, WORKLOAD_SLOTS> = Array::new();
 
 #[btf_map]

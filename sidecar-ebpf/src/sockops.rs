@@ -3,7 +3,7 @@
 
 use aya_ebpf::{macros::sock_ops, programs::SockOpsContext};
 use sidecar_common::{
-    address::Ip,
+    address::{Address, Ip},
     flow::Rendezvous,
     record::Counter,
     settings::{
@@ -18,7 +18,7 @@ use crate::{
     connect::port_rule,
     context::{Ends, LOAD_CONSTANTS, Operation, Socket, TcpSocket, now_ns, read, update},
     counters::count,
-    maps::{CLOSED_UNTIL, LISTENING, PROFILES, SOCKETS, WORKLOADS},
+    maps::{CLOSED_UNTIL, LISTENING, NAMESPACES, PROFILES, SOCKETS, WORKLOADS},
     pair, rendezvous,
 };
 
@@ -188,7 +188,10 @@ fn enter(
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext) -> Option<()> {
     let socket = ctx.socket()?;
-    let state = SOCKETS.get(socket)?;
+    let state = match SOCKETS.get(socket) {
+        Some(state) => state,
+        None => unmarked(ctx, socket)?,
+    };
     // A copy of the listener's until now.
     let listener = TcpSocket::from_word(state.socket);
     state.flow = ctx.flow();
@@ -196,6 +199,10 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
     state.socket = 0;
     state.peer = 0;
     state.flags &= SocketState::PROXY | SocketState::MULTIPATH | SocketState::NONBLOCKING;
+    // The listener's, if it was connected once.
+    state.original = Address::default();
+    state.shown_peer = Address::default();
+    state.claimed_peer = Address::default();
     let proxy = state.is(SocketState::PROXY);
     let own = rendezvous::take(state);
     if let Some(own) = &own {
@@ -243,6 +250,19 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
     pair::insert(ctx, socket, state, record.owner)?;
     pair::meet(record.owner, state.cookie);
     ctx.watch_close()
+}
+
+/// An accepted socket whose listener bears no mark, as those of Multipath TCP do: in a namespace of the workload's own it is the
+/// application's, which shall see the client's address all the same.
+#[inline(always)]
+fn unmarked(ctx: &SockOpsContext, socket: Socket) -> Option<&'static mut SocketState> {
+    let workload = read(NAMESPACES.get_ptr(&ctx.netns_cookie())?);
+    let mut state = SocketState {
+        workload,
+        flags: SocketState::MULTIPATH,
+        ..SocketState::default()
+    };
+    SOCKETS.get_or_insert(socket, &mut state)
 }
 
 /// A socket of the application begins to listen. Who has stopped is found by userspace: several sockets may listen at one

@@ -12,7 +12,7 @@ use rustix::{
     process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
 };
 use sidecar_common::socket_state::SocketState;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::{load::LoadError, tables::Tables};
 use crate::sys::{cgroup::Cgroup, netns::Namespace};
@@ -40,15 +40,22 @@ pub fn adopt(
             continue;
         }
         for (port, socket) in listening_sockets(pid, &process) {
-            tables.adopt_socket(
+            let adopted = tables.adopt_socket(
                 &socket,
                 SocketState {
                     workload: slot,
                     flags: nonblocking(&socket),
                     ..SocketState::default()
                 },
-            )?;
-            info!(pid, port, "adopted a listening socket");
+            );
+            match adopted {
+                Ok(()) => info!(pid, port, "adopted a listening socket"),
+                // The application may have used up the memory that the kernel allows its socket: no reason to leave the
+                // whole workload without a sidecar.
+                Err(error) => {
+                    warn!(pid, port, %error, "a listening socket cannot be marked: its application sees the sidecar's address")
+                }
+            }
         }
     }
     Ok(())

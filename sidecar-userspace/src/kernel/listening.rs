@@ -41,7 +41,8 @@ const STRANGER: Duration = Duration::from_secs(5);
 /// Looks at a network namespace of the workload's own.
 #[derive(Debug)]
 pub struct Look {
-    diag: Diag,
+    /// `None` after a failure: half of an answer may be left in it. Then nothing is known until the workload is handed over.
+    diag: Option<Diag>,
     slot: u32,
     /// The proxy's inbound listener: nobody is to find it.
     proxy_port: u16,
@@ -51,7 +52,7 @@ pub struct Look {
 impl Look {
     pub fn new(namespace: &Namespace, slot: u32, proxy_port: u16) -> io::Result<Self> {
         Ok(Self {
-            diag: Diag::new(namespace)?,
+            diag: Some(Diag::new(namespace)?),
             slot,
             proxy_port,
             next: Instant::now(),
@@ -67,13 +68,21 @@ impl Look {
         if let Err(error) = self.look(tables, excluded) {
             debug!(slot = self.slot, %error, "who listens is not known: every port is captured");
             tables.close_until(self.slot, 0);
+            let too_many =
+                matches!(&error, LookError::Diag(e) if e.kind() == io::ErrorKind::QuotaExceeded);
+            if !too_many {
+                self.diag = None;
+            }
             self.next = Instant::now() + TOO_MANY_EVERY;
         }
     }
 
     fn look(&self, tables: &mut Tables, excluded: &[Cgroup]) -> Result<(), LookError> {
+        let Some(diag) = &self.diag else {
+            return Ok(());
+        };
         let before_ns = monotonic_ns();
-        let listeners = self.diag.listeners(MAX_LISTENING as usize)?;
+        let listeners = diag.listeners(MAX_LISTENING as usize)?;
         let left_alone: BTreeSet<u32> = excluded.iter().flat_map(held_below).collect();
         let mut places = BTreeMap::new();
         for listener in &listeners {
@@ -86,7 +95,7 @@ impl Look {
                 *places.entry(place).or_insert(alone) &= alone;
             }
         }
-        tables.renew_listening(self.slot, &places, before_ns)?;
+        tables.renew_listening(self.slot, &places, &BTreeSet::new(), before_ns)?;
         let believed_ns = u64::try_from(BELIEVED.as_nanos()).unwrap_or(0);
         tables.close_until(self.slot, before_ns + believed_ns);
         Ok(())
@@ -128,9 +137,11 @@ pub async fn follow(mut tables: Tables, slot: u32, application: Cgroup, proxy: C
         };
         owners.update(&listeners, &application, &proxy, &namespace);
         let own = |listener: &&Listener| owners.is_own(listener);
-        let places = listeners.iter().filter(own).flat_map(places);
-        let places = places.map(|place| (place, false)).collect();
-        if let Err(error) = tables.renew_listening(slot, &places, before_ns) {
+        let own = listeners.iter().filter(own).flat_map(places);
+        let own = own.map(|place| (place, false)).collect();
+        let doubtful = |listener: &&Listener| owners.is_doubtful(listener);
+        let doubtful = listeners.iter().filter(doubtful).flat_map(places).collect();
+        if let Err(error) = tables.renew_listening(slot, &own, &doubtful, before_ns) {
             warn!(%error, "a place at which the application listens cannot be remembered");
         }
     }
@@ -139,12 +150,29 @@ pub async fn follow(mut tables: Tables, slot: u32, application: Cgroup, proxy: C
 /// Which listeners processes of the workload hold, by inode.
 #[derive(Default)]
 struct Owners {
-    known: HashMap<u32, (bool, Instant)>,
+    known: HashMap<u32, Owner>,
+}
+
+#[derive(Clone, Copy)]
+struct Owner {
+    own: bool,
+    since: Instant,
+    /// Looks in a row that have found it nobody's of the workload. A process that forks, ends or passes a descriptor on may be
+    /// missed once.
+    looks_without: u32,
 }
 
 impl Owners {
     fn is_own(&self, listener: &Listener) -> bool {
-        self.known.get(&listener.inode).is_some_and(|(own, _)| *own)
+        self.known
+            .get(&listener.inode)
+            .is_some_and(|owner| owner.own)
+    }
+
+    /// Not the workload's as far as is known, which is not enough to forget it.
+    fn is_doubtful(&self, listener: &Listener) -> bool {
+        let owner = self.known.get(&listener.inode);
+        owner.is_none_or(|owner| !owner.own && owner.looks_without < 2)
     }
 
     /// Looks at the processes' descriptors, if there is a listener that nothing is known of.
@@ -157,16 +185,29 @@ impl Owners {
     ) {
         let now = Instant::now();
         let present: BTreeSet<u32> = listeners.iter().map(|listener| listener.inode).collect();
-        self.known.retain(|inode, (_, since)| {
-            present.contains(inode) && now.duration_since(*since) < STRANGER
-        });
-        if present.iter().all(|inode| self.known.contains_key(inode)) {
+        self.known.retain(|inode, _| present.contains(inode));
+        let current = |owner: &Owner| {
+            now.duration_since(owner.since) < STRANGER && (owner.own || owner.looks_without > 1)
+        };
+        if present
+            .iter()
+            .all(|inode| self.known.get(inode).is_some_and(current))
+        {
             return;
         }
         let held = held_by(application, proxy, namespace);
         for inode in present {
             let own = held.contains(&inode);
-            self.known.entry(inode).or_insert((own, now));
+            let before = self
+                .known
+                .get(&inode)
+                .map_or(0, |owner| owner.looks_without);
+            let owner = Owner {
+                own,
+                since: now,
+                looks_without: if own { 0 } else { before.saturating_add(1) },
+            };
+            self.known.insert(inode, owner);
         }
     }
 }

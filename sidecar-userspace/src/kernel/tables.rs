@@ -7,6 +7,7 @@ pub use written::TooMany;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     os::fd::AsRawFd,
     path::Path,
     thread,
@@ -35,8 +36,11 @@ use self::written::Known;
 use super::{listening::monotonic_ns, load::LoadError};
 
 const ANY: u64 = 0;
+const NOEXIST: u64 = 1;
 /// Longer than the kernel tries to make a connection: tcp_syn_retries, by default for 127 s.
 const FORGOTTEN_NS: u64 = 150_000_000_000;
+/// Longer than the system call takes that keeps a place and uses it.
+const UNUSED_NS: u64 = 5_000_000_000;
 
 /// What the sockets of one workload leave for each other.
 type Handovers = HashMap<MapData, FlowKey, Rendezvous>;
@@ -53,6 +57,7 @@ pub struct Tables {
     denials: LpmTrie<MapData, DenyTarget, u32>,
     listening: ArrayOfMaps<MapData, Listening>,
     closed_until: Array<MapData, u64>,
+    namespaces: HashMap<MapData, u64, u32>,
     listeners: SockMap<MapData>,
     sockets: SkStorage<MapData, SocketState>,
     profiles: HashMap<MapData, PortKey, sidecar_common::record::Profile>,
@@ -98,6 +103,7 @@ impl Tables {
             denials: typed(bpf, names::DENIALS)?,
             listening: typed(bpf, names::LISTENING)?,
             closed_until: typed(bpf, names::CLOSED_UNTIL)?,
+            namespaces: typed(bpf, names::NAMESPACES)?,
             listeners: typed(bpf, names::LISTENERS)?,
             sockets: typed(bpf, names::SOCKETS)?,
             profiles: typed(bpf, names::PROFILES)?,
@@ -122,6 +128,7 @@ impl Tables {
             denials: pinned(directory, names::DENIALS, Map::LpmTrie)?,
             listening: pinned(directory, names::LISTENING, Map::ArrayOfMaps)?,
             closed_until: pinned(directory, names::CLOSED_UNTIL, Map::Array)?,
+            namespaces: pinned(directory, names::NAMESPACES, Map::HashMap)?,
             listeners: pinned(directory, names::LISTENERS, Map::SockMap)?,
             sockets: pinned(directory, names::SOCKETS, Map::SkStorage)?,
             profiles: pinned(directory, names::PROFILES, Map::HashMap)?,
@@ -140,6 +147,7 @@ impl Tables {
     pub fn entries(&self) -> Result<BTreeMap<&'static str, usize>, LoadError> {
         Ok(BTreeMap::from([
             (names::CGROUPS, self.cgroups.keys().count()),
+            (names::NAMESPACES, self.namespaces.keys().count()),
             (names::PORTS, self.ports.keys().count()),
             (names::CIDRS, self.cidrs.keys().count()),
             (names::DENIALS, self.denials.keys().count()),
@@ -220,32 +228,43 @@ impl Tables {
     }
 
     /// The workload in `slot` listens at these places and, but for those that were noted since `before_ns`, at no others. With
-    /// each place: whether only processes of excluded cgroups listen there.
+    /// each place: whether only processes of excluded cgroups listen there. `doubtful`: places that are neither added nor removed.
     pub fn renew_listening(
         &mut self,
         slot: u32,
         places: &BTreeMap<ListeningKey, bool>,
+        doubtful: &BTreeSet<ListeningKey>,
         before_ns: u64,
     ) -> Result<(), LoadError> {
         let mut listening = self.listening.get(&slot, 0).map_err(of(names::LISTENING))?;
         let known: BTreeMap<ListeningKey, u64> = listening.iter().flatten().collect();
-        for (place, alone) in places {
-            let as_known = known
-                .get(place)
-                .is_some_and(|noted| (noted & LISTENING_EXCLUDED != 0) == *alone);
-            if !as_known {
-                let noted = before_ns | if *alone { LISTENING_EXCLUDED } else { 0 };
-                let noted = listening.insert(place, noted, ANY);
-                noted.map_err(of(names::LISTENING))?;
-            }
-        }
-        for (place, noted) in known {
-            if noted & !LISTENING_EXCLUDED < before_ns && !places.contains_key(&place) {
+        // First what goes: a map that was full takes what is there now.
+        for (place, noted) in &known {
+            let old = noted & !LISTENING_EXCLUDED < before_ns;
+            if old && !places.contains_key(place) && !doubtful.contains(place) {
                 // Not there: that is what is wanted.
-                let _ = listening.remove(&place);
+                let _ = listening.remove(place);
             }
         }
-        Ok(())
+        let mut result = Ok(());
+        for (place, alone) in places {
+            let excluded = if *alone { LISTENING_EXCLUDED } else { 0 };
+            let flags = match known.get(place) {
+                None => NOEXIST,
+                // What the kernel half has noted since is newer than what was seen.
+                Some(noted) if noted & !LISTENING_EXCLUDED >= before_ns => continue,
+                Some(noted) if noted & LISTENING_EXCLUDED == excluded => continue,
+                Some(_) => ANY,
+            };
+            let noted = listening.insert(place, before_ns | excluded, flags);
+            let there = |error: &MapError| matches!(error, MapError::SyscallError(e) if e.io_error.kind() == io::ErrorKind::AlreadyExists);
+            if let Err(error) = noted
+                && !there(&error)
+            {
+                result = Err(of(names::LISTENING)(error));
+            }
+        }
+        result
     }
 
     /// Where the workload in `slot` listens, as far as is known.
@@ -253,6 +272,12 @@ impl Tables {
         let listening = self.listening.get(&slot, 0);
         let places = listening.map(|listening| listening.keys().flatten().collect());
         places.unwrap_or_default()
+    }
+
+    /// Says that nobody but the workload in `slot` uses the network namespace with the cookie `netns`.
+    pub fn own_namespace(&mut self, netns: u64, slot: u32) -> Result<(), LoadError> {
+        let said = self.namespaces.insert(netns, slot, ANY);
+        said.map_err(of(names::NAMESPACES))
     }
 
     /// Until then what is not in [`Self::listening_of`] is closed.
@@ -324,9 +349,14 @@ impl Tables {
                 let _ = self.half_flows.remove(cookie);
             }
         }
-        let forgotten = |record: &Rendezvous| {
-            let age_ns = monotonic_ns().saturating_sub(record.since_ns);
-            age_ns > FORGOTTEN_NS
+        let now_ns = monotonic_ns();
+        let forgotten = |flow: &FlowKey, record: &Rendezvous| {
+            // A place that was kept, and not used within the same system call, has no ports.
+            let lasts_ns = match flow.local.port {
+                0 => UNUSED_NS,
+                _ => FORGOTTEN_NS,
+            };
+            now_ns.saturating_sub(record.since_ns) > lasts_ns
         };
         for slot in slots {
             let Ok(mut handovers) = self.handovers.get(slot, 0) else {
@@ -335,7 +365,7 @@ impl Tables {
             let left: Vec<FlowKey> = handovers
                 .iter()
                 .flatten()
-                .filter(|(_, record)| forgotten(record))
+                .filter(|(flow, record)| forgotten(flow, record))
                 .map(|(flow, _)| flow)
                 .collect();
             for flow in left {
@@ -346,7 +376,7 @@ impl Tables {
             .pairings
             .iter()
             .flatten()
-            .filter(|(_, record)| forgotten(record))
+            .filter(|(flow, record)| forgotten(flow, record))
             .map(|(flow, _)| flow)
             .collect();
         for flow in left {
@@ -368,7 +398,24 @@ impl Tables {
             let _ = self.cgroups.remove(&id);
         }
         self.clear_rules(slot);
+        // What is joined with sockets of a former workload is joined no more.
+        let flows = self.half_flows.iter().flatten();
+        let flows: Vec<u64> = flows
+            .filter(|(_, half)| half.workload == slot)
+            .map(|(cookie, _)| cookie)
+            .collect();
+        for cookie in flows {
+            let _ = self.half_flows.remove(&cookie);
+        }
         self.close_until(slot, 0);
+        let own = self.namespaces.iter().flatten();
+        let own: Vec<u64> = own
+            .filter(|(_, owner)| *owner == slot)
+            .map(|(netns, _)| netns)
+            .collect();
+        for netns in own {
+            let _ = self.namespaces.remove(&netns);
+        }
         self.empty_own(slot);
         self.reset_counts(slot);
     }

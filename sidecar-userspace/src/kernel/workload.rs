@@ -107,6 +107,9 @@ impl Attached {
             links = Links::default();
         }
         let netns = subject.namespace.cookie;
+        if lasting == Lasting::Everything {
+            tables.own_namespace(netns, pins.slot)?;
+        }
         Ok(Self {
             pins,
             links,
@@ -165,6 +168,12 @@ impl Attached {
         redirect: bool,
     ) -> Result<(), AttachError> {
         let slot = self.pins.slot;
+        // Before their workload is steered, so that none of their connections is.
+        self.exclude(
+            tables,
+            subject.application,
+            &subject.steering.exclude_cgroups,
+        )?;
         self.point(tables, subject, listeners)?;
         let entry = workload_entry(
             subject.steering,
@@ -174,9 +183,6 @@ impl Attached {
             self.own_namespace,
         );
         tables.set_workload(slot, entry)?;
-        // Before their workload is, so that none of their connections is steered.
-        let patterns = &subject.steering.exclude_cgroups;
-        self.excluded = exclusion::apply(tables, slot, subject.application, patterns)?;
         let mut left_alone = self.excluded.clone();
         left_alone.push(subject.proxy.clone());
         let application = role(slot, ROLE_APPLICATION);
@@ -202,6 +208,11 @@ impl Attached {
     ) -> Result<(), AttachError> {
         let proxy = role(self.pins.slot, ROLE_PROXY);
         tables.set_cgroup(subject.proxy.id()?, proxy)?;
+        self.exclude(
+            tables,
+            subject.application,
+            &subject.steering.exclude_cgroups,
+        )?;
         self.point(tables, subject, listeners)?;
         self.set_entry(tables, subject.steering, outbound_port, redirect)
     }
@@ -240,6 +251,11 @@ impl Attached {
             }
         }
         self.look(tables);
+    }
+
+    /// Whether cgroups are excluded, as far as this agent knows.
+    pub fn has_exclusions(&self) -> bool {
+        !self.excluded.is_empty()
     }
 
     /// Excludes what `patterns` want below `application`, and no more.

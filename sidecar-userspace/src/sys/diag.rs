@@ -78,7 +78,7 @@ impl Diag {
         within(namespace, open).map(Self)
     }
 
-    /// Every TCP listener. Fails with `QuotaExceeded` if there are more than `most`, and then is of no use any more.
+    /// Every TCP listener. Fails with `QuotaExceeded` if there are more than `most`; after other errors it is of no use any more.
     pub fn listeners(&self, most: usize) -> io::Result<Vec<Listener>> {
         let mut found = Vec::new();
         for family in [AddressFamily::INET, AddressFamily::INET6] {
@@ -101,15 +101,17 @@ impl Diag {
                     match kind {
                         NLMSG_DONE => break 'dump,
                         NLMSG_ERROR => return Err(error_in(body)),
+                        // The rest of the answer has to be read all the same, else it would be taken for the next one.
+                        _ if found.len() > most => {}
                         _ => found.extend(listener(body)),
                     }
                 }
-                if found.len() > most {
-                    return Err(io::ErrorKind::QuotaExceeded.into());
-                }
             }
         }
-        Ok(found)
+        match found.len() > most {
+            true => Err(io::ErrorKind::QuotaExceeded.into()),
+            false => Ok(found),
+        }
     }
 }
 

@@ -39,6 +39,24 @@ fn multipath_tcp_is_captured() {
     });
 }
 
+/// The application sees its client, not the proxy.
+#[test]
+fn multipath_tcp_sees_its_client() {
+    World::play(|world| {
+        let agent = Agent::start(world)?;
+        let pod = Pod::enrolled(&agent, "b", &open())?;
+        let stranger = world.workload("a")?;
+        let mut server = application(&pod, "greet", GREET, &["0.0.0.0", "8081", MPTCP])?;
+        server.line_within("listening", SOON)?;
+        let expected = format!("hello {}", stranger.v4(0).ip());
+        wait::until_true("the listener to be noticed", SOON, || {
+            let said = call(&stranger, pod.v4(8081))?;
+            ensure!(said == expected || said == "ECONNREFUSED", "{said}");
+            Ok(said == expected)
+        })
+    });
+}
+
 /// Binds in one cgroup, and serves in another: socket activation, a hand-over, SCM_RIGHTS.
 const HANDED_IN: &str = r#"
 import os, socket, sys

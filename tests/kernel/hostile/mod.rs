@@ -2,6 +2,7 @@
 //! get is what a stranger gets, and nobody else notices.
 
 mod addresses;
+mod clients;
 mod floods;
 mod listeners;
 mod programs;

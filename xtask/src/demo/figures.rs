@@ -97,7 +97,23 @@ const ALWAYS: [&str; 5] = [
 ];
 
 /// What the kernel half's counters mean, by the value of their only label.
-const WORDS: [(&str, &str); 29] = [
+const WORDS: [(&str, &str); 33] = [
+    (
+        "connect_refused",
+        "outbound connections refused: too many under way",
+    ),
+    (
+        "handover_failed",
+        "connections whose other end could not be told who calls",
+    ),
+    (
+        "inbound_closed",
+        "inbound connections refused: nobody listens there",
+    ),
+    (
+        "listener_lost",
+        "places of listeners that could not be remembered",
+    ),
     ("steered", "connections steered to the proxy"),
     ("excluded", "connections left alone: excluded"),
     ("loopback", "connections left alone: loopback"),

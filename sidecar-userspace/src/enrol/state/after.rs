@@ -51,7 +51,7 @@ impl State {
                     }
                 }
             }
-            if !pod.steering.exclude_cgroups.is_empty() {
+            if !pod.steering.exclude_cgroups.is_empty() || pod.attached.has_exclusions() {
                 let patterns = &pod.steering.exclude_cgroups;
                 if let Err(error) = self.node.exclude(&mut pod.attached, &pod.cgroup, patterns) {
                     warn!(workload = pod.steering.name, %error, "cgroups cannot be excluded");

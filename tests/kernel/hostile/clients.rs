@@ -1,0 +1,44 @@
+//! Clients of every kind: what goes out is steered, and what is denied is denied.
+
+use anyhow::ensure;
+use serde_json::json;
+use sidecar_tests::world::{Agent, Pod, World};
+
+use super::{GREET, SOON, application, open, python};
+
+/// Connects by Multipath TCP. Arguments: address, port.
+const CALL_MPTCP: &str = r#"
+import errno, socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+s.settimeout(10)
+try:
+    s.connect((sys.argv[1], int(sys.argv[2])))
+    print("said", s.recv(100).decode() or "nothing", flush=True)
+except OSError as e: print("said", errno.errorcode.get(e.errno, str(e)), flush=True)
+"#;
+
+#[test]
+fn multipath_tcp_is_steered_and_denied() {
+    World::play(|world| {
+        let agent = Agent::start(world)?;
+        let stranger = world.workload("a")?;
+        let denied = json!([{ "name": "nobody", "cidrs": [format!("{}/32", stranger.v4(0).ip())], "ports": [9001] }]);
+        let pod = Pod::enrolled(&agent, "b", &open().set("outbound.deny", denied))?;
+        let ip = stranger.v4(0).ip().to_string();
+        for port in ["9000", "9001"] {
+            let arguments = ["0.0.0.0", port, "6"];
+            let mut server = python(&stranger, stranger.cgroup(), "greet", GREET, &arguments)?;
+            server.line_within("listening", SOON)?;
+            let calling = application(&pod, "call", CALL_MPTCP, &[&ip, port])?;
+            let said = calling.finish(SOON)?.success()?.stdout;
+            let expected = match port {
+                "9000" => format!("said hello {}", pod.v4(0).ip()),
+                _ => "said EPERM".to_owned(),
+            };
+            ensure!(said.trim() == expected, "port {port}: {said}");
+        }
+        let steered = agent.kernel_events("b", "steered")?;
+        ensure!(steered == 1, "{steered} were steered");
+        Ok(())
+    });
+}
