@@ -19,7 +19,10 @@ use sidecar_common::{
 };
 use thiserror::Error;
 
-use super::{pins::Pins, tables::TooMany};
+use super::{
+    pins::Pins,
+    tables::{self, TooMany},
+};
 use crate::sys::bpf;
 
 /// The BPF object, as `cargo xtask build` made it; empty in a build without the kernel half.
@@ -49,6 +52,11 @@ pub enum LoadError {
     },
     #[error(transparent)]
     Rules(#[from] TooMany),
+    #[error("cannot make the map {name}: {source}")]
+    Array {
+        name: &'static str,
+        source: io::Error,
+    },
     #[error("cannot say what moves messages past TCP: {0}")]
     Relay(io::Error),
     #[error("cannot pin {name}: {source}")]
@@ -91,6 +99,7 @@ impl Loader {
         // One for the life of the process, as are those of which there are few.
         static LOAD_CONSTANTS: OnceLock<LoadConstants> = OnceLock::new();
         let constants = LOAD_CONSTANTS.get_or_init(|| *constants);
+        tables::make_arrays(&pins.directory)?;
         let mut loader = EbpfLoader::new();
         // It has the kernel's types read for relocations that Rust does not make: 10 ms and 20 MB each time.
         loader.btf(None);

@@ -27,16 +27,19 @@ use sidecar_common::{
     record::{Counter, Counters},
     settings::{
         Cgroup as CgroupEntry, CidrTarget, DenyTarget, LISTENING_EXCLUDED, ListeningKey,
-        MAX_HANDOVERS, MAX_LISTENING, PortKey, Workload,
+        MAX_HANDOVERS, MAX_LISTENING, MAX_WORKLOADS, PortKey, Workload,
     },
     socket_state::SocketState,
 };
 
 use self::written::Known;
 use super::{listening::monotonic_ns, load::LoadError};
+use crate::sys::bpf;
 
 const ANY: u64 = 0;
 const NOEXIST: u64 = 1;
+/// Of maps: entries are allocated when they are used.
+const NO_PREALLOC: u32 = 1;
 /// Longer than the kernel tries to make a connection: tcp_syn_retries, by default for 127 s.
 const FORGOTTEN_NS: u64 = 150_000_000_000;
 /// Longer than the system call takes that keeps a place and uses it.
@@ -91,6 +94,25 @@ fn pinned<T: TryFrom<Map, Error = MapError>>(
 
 fn of(name: &'static str) -> impl Fn(MapError) -> LoadError {
     move |source| LoadError::Map { name, source }
+}
+
+/// Makes the arrays of workloads' own maps and pins them in `directory`, unless they are there. The loader would make them with
+/// the types of what the own maps hold; those that are made later know none, and before Linux 6.2 that makes them other maps.
+pub fn make_arrays(directory: &Path) -> Result<(), LoadError> {
+    make_array::<FlowKey, Rendezvous>(directory, names::HANDOVERS, MAX_HANDOVERS)?;
+    make_array::<ListeningKey, u64>(directory, names::LISTENING, MAX_LISTENING)
+}
+
+/// `entries`: of each own map.
+fn make_array<K, V>(directory: &Path, name: &'static str, entries: u32) -> Result<(), LoadError> {
+    let pin = directory.join(name);
+    if pin.exists() {
+        return Ok(());
+    }
+    let made = bpf::hash_map(size_of::<K>(), size_of::<V>(), entries, NO_PREALLOC)
+        .and_then(|template| bpf::array_of_maps(name, &template, MAX_WORKLOADS))
+        .and_then(|made| bpf::pin(&made, &pin));
+    made.map_err(|source| LoadError::Array { name, source })
 }
 
 impl Tables {
@@ -289,7 +311,6 @@ impl Tables {
     /// Gives the workload in `slot` maps of its own, empty. Those of a former one in the slot serve again: a new one waits for
     /// every program that runs.
     pub fn make_own(&mut self, slot: u32) -> Result<(), LoadError> {
-        const NO_PREALLOC: u32 = 1;
         if self.has_own(slot) {
             self.empty_own(slot);
             return Ok(());

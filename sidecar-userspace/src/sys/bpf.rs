@@ -11,6 +11,7 @@ use std::{
 };
 
 /// Commands of bpf(2), from linux/bpf.h.
+const BPF_MAP_CREATE: libc::c_int = 0;
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
@@ -64,6 +65,24 @@ struct ObjectPin {
     path: u64,
     object: u32,
     flags: u32,
+}
+
+/// `BPF_MAP_TYPE_HASH`
+const HASH: u32 = 1;
+/// `BPF_MAP_TYPE_ARRAY_OF_MAPS`
+const ARRAY_OF_MAPS: u32 = 12;
+
+/// `map_create` of `union bpf_attr`, as far as it is used.
+#[repr(C)]
+struct MapCreate {
+    kind: u32,
+    key_bytes: u32,
+    value_bytes: u32,
+    entries: u32,
+    flags: u32,
+    inner_map: u32,
+    numa_node: u32,
+    name: [u8; 16],
 }
 
 /// The commands on elements of maps of `union bpf_attr`.
@@ -166,7 +185,50 @@ pub fn ids(kind: Kind) -> Vec<u32> {
     std::iter::successors(next(0), |id| next(*id)).collect()
 }
 
-/// Gives a link a name on bpffs, which keeps it attached.
+/// A new hash map that knows no types of what it holds.
+pub fn hash_map(
+    key_bytes: usize,
+    value_bytes: usize,
+    entries: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    let bytes = |bytes: usize| u32::try_from(bytes).map_err(io::Error::other);
+    let attributes = MapCreate {
+        kind: HASH,
+        key_bytes: bytes(key_bytes)?,
+        value_bytes: bytes(value_bytes)?,
+        entries,
+        flags,
+        inner_map: 0,
+        numa_node: 0,
+        name: [0; 16],
+    };
+    // SAFETY: the command takes these attributes and makes a descriptor.
+    unsafe { descriptor(call(BPF_MAP_CREATE, attributes)) }
+}
+
+/// A new array of `entries` maps, each of which has to be made like `template`.
+pub fn array_of_maps(name: &str, template: &impl AsFd, entries: u32) -> io::Result<OwnedFd> {
+    let mut short = [0; 16];
+    // The last byte stays 0.
+    for (to, from) in short.iter_mut().take(15).zip(name.bytes()) {
+        *to = from;
+    }
+    let attributes = MapCreate {
+        kind: ARRAY_OF_MAPS,
+        key_bytes: 4,
+        value_bytes: 4,
+        entries,
+        flags: 0,
+        inner_map: number(template),
+        numa_node: 0,
+        name: short,
+    };
+    // SAFETY: the command takes these attributes and makes a descriptor.
+    unsafe { descriptor(call(BPF_MAP_CREATE, attributes)) }
+}
+
+/// Gives an object, such as a link, a name on bpffs, which keeps it.
 pub fn pin(link: &impl AsFd, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let attributes = ObjectPin {
