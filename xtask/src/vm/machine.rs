@@ -79,34 +79,33 @@ impl Machine {
     fn boot(kernel: &Kernel, initramfs: &Path, console: &Path) -> Result<(Self, Receiver<String>)> {
         let mut qemu = Command::new("qemu-system-x86_64");
         // KVM is not asked for: nested, it is often there and does not work. Five levels of page tables are slow to emulate.
-        // QEMU 7.2 faults at times at the kernel's cmpxchg16b.
-        qemu.args([
-            "-accel",
-            "tcg,thread=multi",
-            "-cpu",
-            "max,la57=off,cx16=off",
-        ])
-        .args([
-            "-smp",
-            "2",
-            "-m",
-            "2G",
-            "-nodefaults",
-            "-display",
-            "none",
-            "-no-reboot",
-        ])
-        .arg("-kernel")
-        .arg(&kernel.image)
-        .arg("-initrd")
-        .arg(initramfs)
-        // A panic ends the machine, as -no-reboot has it.
-        .args(["-append", "console=ttyS0 panic=-1 mitigations=off quiet"])
-        .arg("-serial")
-        .arg(format!("file:{}", console.display()))
-        .args(["-serial", "stdio"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped());
+        // QEMU 7.2 faults at times at the cmpxchg16b of Linux 6.12. Newer kernels need it: without, BPF maps get no memory there.
+        let processor = match kernel.release.starts_with("6.12.") {
+            true => "max,la57=off,cx16=off",
+            false => "max,la57=off",
+        };
+        qemu.args(["-accel", "tcg,thread=multi", "-cpu", processor])
+            .args([
+                "-smp",
+                "2",
+                "-m",
+                "2G",
+                "-nodefaults",
+                "-display",
+                "none",
+                "-no-reboot",
+            ])
+            .arg("-kernel")
+            .arg(&kernel.image)
+            .arg("-initrd")
+            .arg(initramfs)
+            // A panic ends the machine, as -no-reboot has it.
+            .args(["-append", "console=ttyS0 panic=-1 mitigations=off quiet"])
+            .arg("-serial")
+            .arg(format!("file:{}", console.display()))
+            .args(["-serial", "stdio"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
         let mut child = qemu
             .spawn()
             .context("starting qemu-system-x86_64: run `cargo xtask setup`")?;
