@@ -45,7 +45,7 @@ const FORGOTTEN_NS: u64 = 150_000_000_000;
 /// Longer than the system call takes that keeps a place and uses it.
 const UNUSED_NS: u64 = 5_000_000_000;
 
-/// What the sockets of one workload leave for each other.
+/// What connecting sockets leave: those of one workload for each other, or of all for other workloads.
 type Handovers = HashMap<MapData, FlowKey, Rendezvous>;
 
 /// Where the sockets of one workload listen.
@@ -66,7 +66,7 @@ pub struct Tables {
     profiles: HashMap<MapData, PortKey, sidecar_common::record::Profile>,
     counters: PerCpuArray<MapData, Counters>,
     handovers: ArrayOfMaps<MapData, Handovers>,
-    pairings: HashMap<MapData, FlowKey, Rendezvous>,
+    pairings: Handovers,
     half_flows: HashMap<MapData, u64, HalfFlow>,
     flows: SockHash<MapData, u64>,
     probes: HashMap<MapData, FlowKey, u64>,
@@ -113,6 +113,24 @@ fn make_array<K, V>(directory: &Path, name: &'static str, entries: u32) -> Resul
         .and_then(|template| bpf::array_of_maps(name, &template, MAX_WORKLOADS))
         .and_then(|made| bpf::pin(&made, &pin));
     made.map_err(|source| LoadError::Array { name, source })
+}
+
+/// Removes records that nobody can come for any more.
+fn remove_forgotten(records: &mut Handovers) {
+    let now_ns = monotonic_ns();
+    let forgotten = |(flow, record): &(FlowKey, Rendezvous)| {
+        // A place that was kept, and not used within the same system call, has no ports.
+        let lasts_ns = match flow.local.port {
+            0 => UNUSED_NS,
+            _ => FORGOTTEN_NS,
+        };
+        now_ns.saturating_sub(record.since_ns) > lasts_ns
+    };
+    let left: Vec<_> = records.iter().flatten().filter(forgotten).collect();
+    for (flow, _) in left {
+        // Not there: that is what is wanted.
+        let _ = records.remove(&flow);
+    }
 }
 
 impl Tables {
@@ -289,20 +307,13 @@ impl Tables {
         result
     }
 
-    /// Where the workload in `slot` listens, as far as is known.
-    pub fn listening_of(&self, slot: u32) -> Vec<ListeningKey> {
-        let listening = self.listening.get(&slot, 0);
-        let places = listening.map(|listening| listening.keys().flatten().collect());
-        places.unwrap_or_default()
-    }
-
     /// Says that nobody but the workload in `slot` uses the network namespace with the cookie `netns`.
     pub fn own_namespace(&mut self, netns: u64, slot: u32) -> Result<(), LoadError> {
         let said = self.namespaces.insert(netns, slot, ANY);
         said.map_err(of(names::NAMESPACES))
     }
 
-    /// Until then what is not in [`Self::listening_of`] is closed.
+    /// Until then the workload in `slot` listens nowhere else than is known.
     pub fn close_until(&mut self, slot: u32, until_ns: u64) {
         // Best effort: where it fails what was said before runs out.
         let _ = self.closed_until.set(slot, until_ns, ANY);
@@ -370,39 +381,12 @@ impl Tables {
                 let _ = self.half_flows.remove(cookie);
             }
         }
-        let now_ns = monotonic_ns();
-        let forgotten = |flow: &FlowKey, record: &Rendezvous| {
-            // A place that was kept, and not used within the same system call, has no ports.
-            let lasts_ns = match flow.local.port {
-                0 => UNUSED_NS,
-                _ => FORGOTTEN_NS,
-            };
-            now_ns.saturating_sub(record.since_ns) > lasts_ns
-        };
         for slot in slots {
-            let Ok(mut handovers) = self.handovers.get(slot, 0) else {
-                continue;
-            };
-            let left: Vec<FlowKey> = handovers
-                .iter()
-                .flatten()
-                .filter(|(flow, record)| forgotten(flow, record))
-                .map(|(flow, _)| flow)
-                .collect();
-            for flow in left {
-                let _ = handovers.remove(&flow);
+            if let Ok(mut handovers) = self.handovers.get(slot, 0) {
+                remove_forgotten(&mut handovers);
             }
         }
-        let left: Vec<FlowKey> = self
-            .pairings
-            .iter()
-            .flatten()
-            .filter(|(flow, record)| forgotten(flow, record))
-            .map(|(flow, _)| flow)
-            .collect();
-        for flow in left {
-            let _ = self.pairings.remove(&flow);
-        }
+        remove_forgotten(&mut self.pairings);
     }
 
     fn waiting_handovers(&self) -> usize {
