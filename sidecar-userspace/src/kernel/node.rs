@@ -47,6 +47,8 @@ pub struct Node {
     bpf: Ebpf,
     loader: Loader,
     tables: Tables,
+    /// Every slot below it has maps of its own, which stay.
+    made_slots: u32,
     /// Of our object: what must be attached.
     object: String,
     /// Why nothing is redirected, if so.
@@ -100,6 +102,7 @@ impl Node {
             bpf,
             loader,
             tables,
+            made_slots: 0,
             object: version::object_name(&constants),
             no_redirect,
             events,
@@ -258,11 +261,19 @@ impl Node {
 
     /// Makes maps for pods that may come, a slot at a time: an enrolment need not wait for it then. `pods`: how many there are.
     pub fn make_ahead(&mut self, pods: usize) {
-        const AHEAD: usize = 8;
-        let slots = (0..MAX_WORKLOADS).take(pods + AHEAD);
-        if let Some(slot) = slots.into_iter().find(|slot| !self.tables.has_own(*slot)) {
-            // Tried again when the slot is taken.
-            let _ = self.tables.make_own(slot);
+        const AHEAD: u32 = 8;
+        let wanted = u32::try_from(pods).unwrap_or(MAX_WORKLOADS) + AHEAD;
+        while self.made_slots < wanted.min(MAX_WORKLOADS) {
+            let slot = self.made_slots;
+            let there = self.tables.has_own(slot);
+            if !there && self.tables.make_own(slot).is_err() {
+                // Tried again when the slot is taken.
+                return;
+            }
+            self.made_slots += 1;
+            if !there {
+                return;
+            }
         }
     }
 
