@@ -182,18 +182,19 @@ pub struct Event {
     pub workload: u32,
     /// The process whose system call it was; 0 where the hook cannot know.
     pub pid: u32,
-    /// The descriptor that `splice` reads; of a denial, the rule, as the map's value has it.
-    pub fd: i32,
-    /// Of the connection, where the kind has one.
+    /// Of a denial, the rule, as the map's value has it.
+    pub rule: i32,
+    /// Of the other end of the connection, where the kind has one.
     pub address: Address,
-    pub _pad: u32,
+    /// Of this end, as `address`.
+    pub local: Address,
 }
 
 /// Inbound connection refused: no proxy listens. `address`: what the client asked for.
 pub const EVENT_INBOUND_REFUSED: u32 = 1;
 /// Both ends are here, but the SOCKHASH is full or the key is taken. `address`: the other end.
 pub const EVENT_UNPAIRED: u32 = 2;
-/// A process reads a socket with splice.
+/// A process reads sockets with splice. `address`, `local`: of one that has redirected bytes, which it does not see.
 pub const EVENT_SPLICE: u32 = 3;
 
 /// Outbound connection refused. `address`: what the application asked for.
@@ -202,7 +203,7 @@ pub const EVENT_EGRESS_DENIED: u32 = 4;
 /// Outbound connection refused: see `Counter::ConnectRefused`. `address`: what the application asked for.
 pub const EVENT_CONNECT_REFUSED: u32 = 5;
 
-const _: () = assert!(size_of::<Event>() == 40);
+const _: () = assert!(size_of::<Event>() == 56);
 
 /// How redirect fares on a port of a workload, so that flows that only fall back stop being inserted.
 #[repr(C)]
@@ -235,14 +236,24 @@ mod user {
                 let bytes = bytes.get(index * 4..index * 4 + 4)?;
                 Some(u32::from_ne_bytes(bytes.try_into().ok()?))
             };
-            let port = u16::from_ne_bytes(bytes.get(32..34)?.try_into().ok()?);
+            let address = |index: usize| {
+                let port = bytes.get(index * 4 + 16..index * 4 + 18)?;
+                let port = u16::from_ne_bytes(port.try_into().ok()?);
+                let ip = Ip([
+                    word(index)?,
+                    word(index + 1)?,
+                    word(index + 2)?,
+                    word(index + 3)?,
+                ]);
+                Some(Address::new(ip, port))
+            };
             Some(Self {
                 kind: word(0)?,
                 workload: word(1)?,
                 pid: word(2)?,
-                fd: word(3)? as i32,
-                address: Address::new(Ip([word(4)?, word(5)?, word(6)?, word(7)?]), port),
-                _pad: 0,
+                rule: word(3)? as i32,
+                address: address(4)?,
+                local: address(9)?,
             })
         }
     }

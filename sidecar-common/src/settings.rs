@@ -48,14 +48,21 @@ pub struct Workload {
     pub generation: u32,
     /// Cookie of the workload's network namespace.
     pub netns: u64,
-    /// When the first of the `SPLICES` flags was set, in nanoseconds of the monotonic clock.
-    pub splices_since_ns: u64,
+    /// Why redirect goes no further than its flags say: userspace's number, for `sidecar inspect`.
+    pub redirect_limit: u32,
+    pub _pad: u32,
 }
 
 /// In use.
 pub const WORKLOAD_ENROLLED: u32 = 1;
-/// Redirect is allowed.
+/// Redirect is allowed, between proxies at least.
 pub const WORKLOAD_REDIRECT: u32 = 2;
+/// And from applications to their proxies.
+pub const WORKLOAD_REDIRECT_TO_PROXIES: u32 = 64;
+/// And from proxies to their applications.
+pub const WORKLOAD_REDIRECT_TO_APPLICATIONS: u32 = 128;
+/// And past the proxies, between applications.
+pub const WORKLOAD_REDIRECT_JOINED: u32 = 256;
 /// A process of the application read a socket with `splice`: never redirect towards it.
 pub const WORKLOAD_SPLICES: u32 = 4;
 /// As above, for the proxy.
@@ -150,10 +157,11 @@ pub struct LoadConstants {
     pub naive: u32,
     /// Number of `splice(2)` on this architecture.
     pub splice_number: u32,
+    /// Numbers of the system calls that read a socket whichever way its bytes came: `read`, `readv`, `recvfrom`, `recvmsg`,
+    /// `recvmmsg`.
+    pub read_numbers: [u32; 5],
     /// Offset of a system call's number in `pt_regs`.
     pub call_number: u32,
-    /// Offset of a system call's first argument in `pt_regs`.
-    pub first_argument: u32,
     /// `sock.sk_socket`
     pub sk_socket: u32,
     /// `socket.file`
@@ -171,7 +179,7 @@ const _: () = assert!(
         && size_of::<PortKey>() == 8
 );
 const _: () = assert!(
-    size_of::<ListeningKey>() == 20 && size_of::<LoadConstants>() == 52 && size_of::<Cgroup>() == 8
+    size_of::<ListeningKey>() == 20 && size_of::<LoadConstants>() == 68 && size_of::<Cgroup>() == 8
 );
 
 #[cfg(feature = "user")]

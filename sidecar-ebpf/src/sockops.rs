@@ -8,17 +8,21 @@ use sidecar_common::{
     record::Counter,
     settings::{
         INBOUND, ListeningKey, OUTBOUND, PORT_NO_REDIRECT, WORKLOAD_ADAPTIVE, WORKLOAD_REDIRECT,
-        WORKLOAD_SPLICES,
+        WORKLOAD_REDIRECT_TO_APPLICATIONS, WORKLOAD_REDIRECT_TO_PROXIES, WORKLOAD_SPLICES,
     },
     socket_state::SocketState,
 };
-use sidecar_ebpf::{decide, evidence::Tcp};
+use sidecar_ebpf::{
+    decide,
+    evidence::{self, Leave, Tcp},
+};
 
 use crate::{
     connect::port_rule,
     context::{Ends, LOAD_CONSTANTS, Operation, Socket, TcpSocket, now_ns, read, update},
     counters::count,
     maps::{CLOSED_UNTIL, LISTENING, NAMESPACES, PROFILES, SOCKETS, WORKLOADS},
+    msg::Maps,
     pair, rendezvous,
 };
 
@@ -27,6 +31,8 @@ const ACTIVE_ESTABLISHED: u32 = 4;
 const PASSIVE_ESTABLISHED: u32 = 5;
 pub const STATE: u32 = 10;
 const TCP_LISTEN: u32 = 11;
+/// `BPF_SOCK_OPS_HDR_OPT_LEN_CB`: before a segment is made, and when a sender asks how large one may be.
+const HDR_OPT_LEN: u32 = 14;
 
 pub const TCP_CLOSE: u32 = 7;
 const STATE_LISTEN: u32 = 10;
@@ -41,6 +47,7 @@ pub fn workload_sockops(ctx: SockOpsContext) -> u32 {
         PASSIVE_ESTABLISHED => accepted(&ctx),
         TCP_LISTEN => listening(&ctx),
         STATE if ctx.arg(1) == TCP_CLOSE => closed(&ctx),
+        HDR_OPT_LEN => about_to_send(&ctx),
         _ => None,
     };
     1
@@ -75,7 +82,8 @@ fn connecting(ctx: &SockOpsContext) -> Option<()> {
     let initial_seq = tcp.and_then(|tcp| tcp.write_seq()).unwrap_or(0);
     state.start_seq = initial_seq.wrapping_add(1);
     let suits = state.is(SocketState::PROXY) || tcp.is_some_and(nonblocking);
-    let pays = suits && allowed(state) && pays(state);
+    let within = is_within_workload(state);
+    let pays = suits && allowed(state, within) && pays(state);
     let flag = |on: bool, flag: u32| if on { flag } else { 0 };
     let record = Rendezvous {
         owner: state.cookie,
@@ -93,7 +101,7 @@ fn connecting(ctx: &SockOpsContext) -> Option<()> {
     if state.is(SocketState::NO_HANDOVER) {
         count(state.workload, Counter::HandoverFailed, 1);
     }
-    if pays && !is_within_workload(state) {
+    if pays && !within {
         rendezvous::announce(state, &record);
     }
     ctx.watch_close()
@@ -112,13 +120,17 @@ fn nonblocking(socket: TcpSocket) -> bool {
     socket.is_nonblocking() == Some(true)
 }
 
-/// Whether redirect is switched on for the workload and for the connection's port.
+/// Whether redirect is switched on for the workload and for the connection's port. `within`: an application is at one end.
 #[inline(always)]
-fn allowed(state: &SocketState) -> bool {
+fn allowed(state: &SocketState, within: bool) -> bool {
+    let level = match within {
+        true => WORKLOAD_REDIRECT_TO_PROXIES,
+        false => WORKLOAD_REDIRECT,
+    };
     !state.is(SocketState::MULTIPATH)
         && LOAD_CONSTANTS.load().redirect != 0
         && WORKLOADS.get(state.workload).is_some_and(|w| {
-            w.flags & WORKLOAD_REDIRECT != 0
+            w.flags & level != 0
                 && (state.is(SocketState::PROXY) || w.flags & WORKLOAD_SPLICES == 0)
         })
         && port_rule(state.workload, state.direction, state.service_port) & PORT_NO_REDIRECT == 0
@@ -177,6 +189,9 @@ fn enter(
 ) -> Option<()> {
     let read_seq = socket.tcp()?.copied_seq()?;
     pair::insert(ctx, socket, state, 0)?;
+    if state.claimed_peer.is_some() {
+        watch_for_tcp(ctx, state);
+    }
     update(record, |r: &mut Rendezvous| {
         r.answered_seq = read_seq.wrapping_sub(1);
         r.flags |= Rendezvous::ANSWERED;
@@ -237,7 +252,7 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
     if within.is_none() {
         rendezvous::forget_pairing(state);
     }
-    if record.is(Rendezvous::TCP_ONLY) || !allowed(state) {
+    if record.is(Rendezvous::TCP_ONLY) || !allowed(state, within.is_some()) {
         return None;
     }
     if !proxy
@@ -249,7 +264,33 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
     }
     pair::insert(ctx, socket, state, record.owner)?;
     pair::meet(record.owner, state.cookie);
+    if proxy && within.is_some() {
+        watch_for_tcp(ctx, state);
+    }
     ctx.watch_close()
+}
+
+/// A proxy's socket whose other end is an application: see `about_to_send`. Where nothing is redirected to applications, all
+/// that they get takes TCP, and their sockets are in the map for what they send.
+#[inline(always)]
+fn watch_for_tcp(ctx: &SockOpsContext, state: &SocketState) -> Option<()> {
+    let flags = WORKLOADS.get(state.workload)?.flags;
+    if flags & WORKLOAD_REDIRECT_TO_APPLICATIONS != 0 {
+        ctx.watch_segments(true)?;
+    }
+    Some(())
+}
+
+/// The first bytes that a proxy leaves to TCP take its application's socket out of the map, before they are queued.
+#[inline(always)]
+fn about_to_send(ctx: &SockOpsContext) -> Option<()> {
+    let state = SOCKETS.get(ctx.socket()?)?;
+    match evidence::leave(&Maps, state) {
+        Leave::NotYet => return Some(()),
+        Leave::Now(cookie) => pair::take_out(cookie),
+        Leave::Never => {}
+    }
+    ctx.watch_segments(false)
 }
 
 /// An accepted socket whose listener bears no mark, as those of Multipath TCP do: in a namespace of the workload's own it is the

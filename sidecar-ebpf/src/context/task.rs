@@ -36,9 +36,15 @@ impl SystemCall {
         probe(self.0, LOAD_CONSTANTS.load().call_number).map(u32::from_ne_bytes)
     }
 
+    /// Whether it reads a socket, and both queues of one in the map.
     #[inline(always)]
-    pub fn first_argument(self) -> Option<u64> {
-        probe(self.0, LOAD_CONSTANTS.load().first_argument).map(u64::from_ne_bytes)
+    pub fn reads(number: u32) -> bool {
+        let [read, readv, recvfrom, recvmsg, recvmmsg] = LOAD_CONSTANTS.load().read_numbers;
+        number == read
+            || number == readv
+            || number == recvfrom
+            || number == recvmsg
+            || number == recvmmsg
     }
 }
 

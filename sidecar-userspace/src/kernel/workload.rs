@@ -20,6 +20,7 @@ use super::{
     links::Links,
     listening::Look,
     pins::{Pins, WorkloadPins},
+    proof::Reach,
     tables::{Tables, rules::workload_entry},
 };
 use crate::{
@@ -165,7 +166,7 @@ impl Attached {
         subject: &Subject<'_>,
         outbound_port: u16,
         listeners: Listening<'_>,
-        redirect: bool,
+        reach: &Reach,
     ) -> Result<(), AttachError> {
         let slot = self.pins.slot;
         // Before their workload is steered, so that none of their connections is.
@@ -179,7 +180,7 @@ impl Attached {
             subject.steering,
             self.netns,
             outbound_port,
-            redirect,
+            reach,
             self.own_namespace,
         );
         tables.set_workload(slot, entry)?;
@@ -204,7 +205,7 @@ impl Attached {
         subject: &Subject<'_>,
         outbound_port: u16,
         listeners: Listening<'_>,
-        redirect: bool,
+        reach: &Reach,
     ) -> Result<(), AttachError> {
         let proxy = role(self.pins.slot, ROLE_PROXY);
         tables.set_cgroup(subject.proxy.id()?, proxy)?;
@@ -214,7 +215,7 @@ impl Attached {
             &subject.steering.exclude_cgroups,
         )?;
         self.point(tables, subject, listeners)?;
-        self.set_entry(tables, subject.steering, outbound_port, redirect)
+        self.set_entry(tables, subject.steering, outbound_port, reach)
     }
 
     /// Whose listeners the workload's connections go to, and by which rules.
@@ -281,12 +282,12 @@ impl Attached {
         &mut self,
         tables: &mut Tables,
         steering: &Steering,
-        redirect: bool,
+        reach: &Reach,
     ) -> Result<(), AttachError> {
         let slot = self.pins.slot;
         tables.set_rules(slot, steering)?;
         let port = tables.workload(slot)?.outbound_port;
-        self.set_entry(tables, steering, port, redirect)
+        self.set_entry(tables, steering, port, reach)
     }
 
     fn set_entry(
@@ -294,19 +295,18 @@ impl Attached {
         tables: &mut Tables,
         steering: &Steering,
         outbound_port: u16,
-        redirect: bool,
+        reach: &Reach,
     ) -> Result<(), AttachError> {
         let old = tables.workload(self.pins.slot)?;
         let mut new = workload_entry(
             steering,
             self.netns,
             outbound_port,
-            redirect,
+            reach,
             self.own_namespace,
         );
         // Learned by the kernel half, not configured.
         new.flags |= old.flags & (WORKLOAD_SPLICES | WORKLOAD_PROXY_SPLICES);
-        new.splices_since_ns = old.splices_since_ns;
         Ok(tables.set_workload(self.pins.slot, new)?)
     }
 
