@@ -170,6 +170,8 @@ pub struct LoadConstants {
     pub file_flags: u32,
     /// `inet_connection_sock.icsk_ulp_ops`
     pub ulp_ops: u32,
+    /// 1 where programs at `connect` may choose the error (`bpf_set_retval`, Linux 5.18).
+    pub set_retval: u32,
 }
 
 const _: () = assert!(
@@ -179,7 +181,7 @@ const _: () = assert!(
         && size_of::<PortKey>() == 8
 );
 const _: () = assert!(
-    size_of::<ListeningKey>() == 20 && size_of::<LoadConstants>() == 68 && size_of::<Cgroup>() == 8
+    size_of::<ListeningKey>() == 20 && size_of::<LoadConstants>() == 72 && size_of::<Cgroup>() == 8
 );
 
 #[cfg(feature = "user")]

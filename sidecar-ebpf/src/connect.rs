@@ -11,7 +11,7 @@ use sidecar_common::{
 use sidecar_ebpf::decide::{self, Connect};
 
 use crate::{
-    context::{UserAddress, octets},
+    context::{UserAddress, fail_with, octets},
     counters::{count, event_of_task},
     maps::{CIDRS, DENIALS, PORTS, SOCKETS, WORKLOADS},
     member::member_of_current,
@@ -22,6 +22,7 @@ use crate::{
 const ALLOW: i32 = 1;
 /// `connect` fails with EPERM.
 const DENY: i32 = 0;
+const ENOBUFS: i32 = 105;
 
 /// Longest prefix: 32 bits of workload and 128 of address.
 const WHOLE_TARGET: u32 = 160;
@@ -161,9 +162,10 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
     }
 }
 
-/// The workload is steered, and this connection cannot be.
+/// The workload is steered, and this connection cannot be: for want of room, not by a rule.
 #[inline(always)]
 fn refuse(workload: u32, destination: Address) -> Verdict {
+    fail_with(ENOBUFS);
     count(workload, Counter::ConnectRefused, 1);
     event_of_task(EVENT_CONNECT_REFUSED, workload, 0, destination);
     Verdict::Deny

@@ -20,7 +20,7 @@ pub use self::{
     option::{SocketOption, address_from},
     socket::{Socket, TcpSocket, traced},
     storage::SocketStorage,
-    task::{SystemCall, ancestor_cgroup, current_pid, now_ns},
+    task::{SystemCall, ancestor_cgroup, current_pid, fail_with, now_ns},
 };
 
 /// Offsets and switches, set by the loader before the programs are loaded.
@@ -39,6 +39,7 @@ pub static LOAD_CONSTANTS: Global<LoadConstants> = Global::new(LoadConstants {
     socket_file: 0,
     file_flags: 0,
     ulp_ops: 0,
+    set_retval: 0,
 });
 
 /// A copy of a map's value.

@@ -1,5 +1,11 @@
 //! LoadConstants of the kernel half that follow from the running kernel.
 
+use std::sync::OnceLock;
+
+use aya::{
+    programs::ProgramType,
+    sys::{BpfHelper, is_helper_supported},
+};
 use sidecar_common::settings::{LoadConstants, NAIVE_JOIN, NAIVE_REDIRECT};
 
 use super::{
@@ -45,6 +51,13 @@ pub fn fault() -> u32 {
 /// What there is here, and how far redirect may go at most.
 pub fn best() -> (LoadConstants, Reach) {
     match constants() {
+        Ok(_) if !may_read_kernel() => (
+            steering_only(),
+            Reach::off(
+                Proof::Programs,
+                "programs may not read the kernel's memory: it is locked down",
+            ),
+        ),
         Ok(constants) => (constants, Reach::full()),
         Err(error) => (steering_only(), Reach::off(Proof::Types, error.to_string())),
     }
@@ -69,12 +82,26 @@ pub fn constants() -> Result<LoadConstants, BtfError> {
     })
 }
 
+/// Whether the evidence can be read at all.
+fn may_read_kernel() -> bool {
+    let read = is_helper_supported(ProgramType::SkMsg, BpfHelper::BPF_FUNC_probe_read_kernel);
+    read.unwrap_or(false)
+}
+
+/// Asked once: the kernel is to load a program for the answer.
+fn has_set_retval() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    let ask = || is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval);
+    *ANSWER.get_or_init(|| ask().unwrap_or(false))
+}
+
 /// LoadConstants of a kernel without usable BTF: steering works, nothing is redirected.
 fn steering_only() -> LoadConstants {
     LoadConstants {
         splice_number: CALLS.splice,
         read_numbers: CALLS.reads,
         call_number: CALLS.number,
+        set_retval: u32::from(has_set_retval()),
         ..LoadConstants::default()
     }
 }

@@ -101,6 +101,8 @@ pub struct Reach {
     pub level: Level,
     /// What the next level lacks, and in which words.
     pub limit: Option<(Proof, String)>,
+    /// Whether an application's socket may be in the map and get its bytes by TCP: what `towards-proxies` is.
+    counts_tcp: bool,
 }
 
 impl Reach {
@@ -109,6 +111,7 @@ impl Reach {
         Self {
             level: Level::Joined,
             limit: None,
+            counts_tcp: true,
         }
     }
 
@@ -116,6 +119,7 @@ impl Reach {
         Self {
             level: Level::Off,
             limit: Some((proof, why.into())),
+            counts_tcp: false,
         }
     }
 
@@ -141,24 +145,31 @@ impl Reach {
             Proof::Splice,
         ];
         let applications = [Proof::Applications, Proof::Fionread, Proof::BackToTcp];
+        let counts_tcp = failure(Proof::FionreadOfTcp).is_none();
         let (level, limit) = if let Some(limit) = first(&always) {
             (Level::Off, Some(limit))
         } else if let Some(limit) = first(&applications) {
-            match failure(Proof::FionreadOfTcp) {
-                None => (Level::TowardsProxies, Some(limit)),
-                Some(_) => (Level::BetweenProxies, Some(limit)),
+            match counts_tcp {
+                true => (Level::TowardsProxies, Some(limit)),
+                false => (Level::BetweenProxies, Some(limit)),
             }
         } else if let Some(limit) = failure(Proof::Joined) {
             (Level::TowardsApplications, Some(limit))
         } else {
             (Level::Joined, None)
         };
-        Self { level, limit }
+        Self {
+            level,
+            limit,
+            counts_tcp,
+        }
     }
 
     /// No further than the configuration allows.
     pub fn within(&self, allowed: Level) -> (Level, Option<Proof>) {
-        if allowed < self.level {
+        if allowed == Level::TowardsProxies && allowed < self.level && !self.counts_tcp {
+            (Level::BetweenProxies, Some(Proof::FionreadOfTcp))
+        } else if allowed < self.level {
             (allowed, Some(Proof::Configuration))
         } else {
             let limit = self.limit.as_ref();
@@ -228,6 +239,14 @@ mod tests {
         assert_eq!(
             reach.within(Level::Off),
             (Level::Off, Some(Proof::Configuration))
+        );
+        let lower = Level::TowardsProxies;
+        let allowed = (lower, Some(Proof::Configuration));
+        assert_eq!(reach.within(lower), allowed);
+        // A level that rests on what the higher ones do without.
+        assert_eq!(
+            found(&[Proof::FionreadOfTcp]).within(lower),
+            (Level::BetweenProxies, Some(Proof::FionreadOfTcp))
         );
     }
 }

@@ -15,7 +15,7 @@ use rustix::{
 const PATIENCE: Duration = Duration::from_secs(2);
 /// What is redirected is there when the sender returns, and what takes TCP over loopback soon: waiting longer would only make
 /// each start slower where it is not counted.
-const COUNTED_WITHIN: Duration = Duration::from_millis(100);
+const COUNTED_WITHIN: Duration = Duration::from_millis(50);
 pub const BLOCK_BYTES: usize = 64 << 10;
 
 /// What went wrong.
