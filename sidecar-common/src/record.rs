@@ -62,7 +62,7 @@ pub enum Counter {
     TcpBytes,
     /// splice() seen reading a socket.
     Splice,
-    /// Outbound connection refused: its destination is denied.
+    /// Outbound connection, message or packet refused: its destination is denied.
     Denied,
     /// Outbound connection refused: the workload has too many connections under way, or the kernel no memory for one.
     ConnectRefused,
@@ -186,7 +186,8 @@ pub struct Event {
     pub fd: i32,
     /// Of the connection, where the kind has one.
     pub address: Address,
-    pub _pad: u32,
+    /// Of a denial: the IP protocol, or one of the `PROTOCOL_` constants; else 0.
+    pub protocol: u32,
 }
 
 /// Inbound connection refused: no proxy listens. `address`: what the client asked for.
@@ -196,8 +197,13 @@ pub const EVENT_UNPAIRED: u32 = 2;
 /// A process reads a socket with splice.
 pub const EVENT_SPLICE: u32 = 3;
 
-/// Outbound connection refused. `address`: what the application asked for.
+/// Outbound connection, message or packet refused. `address`: where it would have gone.
 pub const EVENT_EGRESS_DENIED: u32 = 4;
+
+/// A frame of a packet socket, whatever is in it.
+pub const PROTOCOL_FRAME: u32 = 256;
+/// A packet that does not say what it carries, or where it ends.
+pub const PROTOCOL_UNKNOWN: u32 = 257;
 
 /// Outbound connection refused: see `Counter::ConnectRefused`. `address`: what the application asked for.
 pub const EVENT_CONNECT_REFUSED: u32 = 5;
@@ -242,7 +248,7 @@ mod user {
                 pid: word(2)?,
                 fd: word(3)? as i32,
                 address: Address::new(Ip([word(4)?, word(5)?, word(6)?, word(7)?]), port),
-                _pad: 0,
+                protocol: word(9)?,
             })
         }
     }

@@ -4,16 +4,17 @@ use aya_ebpf::{btf_maps::lpm_trie::Key, macros::cgroup_sock_addr, programs::Sock
 use aya_log_ebpf::debug;
 use sidecar_common::{
     address::{Address, Ip},
-    record::{Counter, EVENT_CONNECT_REFUSED, EVENT_EGRESS_DENIED},
-    settings::{CidrTarget, DenyTarget, OUTBOUND, PortKey},
+    record::{Counter, EVENT_CONNECT_REFUSED},
+    settings::{CidrTarget, OUTBOUND, PortKey, protocol},
     socket_state::SocketState,
 };
 use sidecar_ebpf::decide::{self, Connect};
 
 use crate::{
-    context::{UserAddress, octets},
-    counters::{count, event_of_task},
-    maps::{CIDRS, DENIALS, PORTS, SOCKETS, WORKLOADS},
+    context::{UserAddress, current_pid, octets},
+    counters::{count, denial, event_of_task},
+    egress::denied_by,
+    maps::{CIDRS, PORTS, SOCKETS, WORKLOADS},
     member::member_of_current,
     rendezvous,
     sock_create::{MPTCP, SOCK_STREAM, TCP, newborn},
@@ -25,8 +26,6 @@ const DENY: i32 = 0;
 
 /// Longest prefix: 32 bits of workload and 128 of address.
 const WHOLE_TARGET: u32 = 160;
-/// And 32 bits of port.
-const WHOLE_DENIAL: u32 = 192;
 
 /// What becomes of a connection that is not left alone.
 enum Verdict {
@@ -116,7 +115,8 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
         },
     );
     let cidr = CIDRS.get(&target).is_some();
-    let rule = denied_by(id, destination);
+    let tcp = protocol::TCP;
+    let rule = denied_by(id, workload.flags, destination, tcp);
     match decide::connect(
         workload,
         destination.ip,
@@ -142,8 +142,7 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
             Some(Verdict::Steer(workload.outbound_port))
         }
         Connect::Deny => {
-            count(id, Counter::Denied, 1);
-            event_of_task(EVENT_EGRESS_DENIED, id, rule as i32, destination);
+            denial(id, current_pid(), rule, destination, tcp.into());
             Some(Verdict::Deny)
         }
         Connect::Leave(why) => {
@@ -167,22 +166,6 @@ fn refuse(workload: u32, destination: Address) -> Verdict {
     count(workload, Counter::ConnectRefused, 1);
     event_of_task(EVENT_CONNECT_REFUSED, workload, 0, destination);
     Verdict::Deny
-}
-
-/// The rule that denies the destination to the workload, or 0.
-#[inline(always)]
-fn denied_by(workload: u32, destination: Address) -> u32 {
-    let rule = |port: u32| {
-        let ip = destination.ip;
-        let target = DenyTarget { workload, port, ip };
-        DENIALS
-            .get(&Key::new(WHOLE_DENIAL, target))
-            .map_or(0, |rule| *rule)
-    };
-    match rule(destination.port as u32) {
-        0 => rule(0),
-        rule => rule,
-    }
 }
 
 /// Flags of the rule for a port of a workload, or 0.

@@ -36,7 +36,10 @@ use super::{
     tables::Tables,
     workload::{Attached, Lasting, Listening, Programs, Subject},
 };
-use crate::{model::cgroup::CgroupPattern, sys::cgroup::Cgroup};
+use crate::{
+    model::{Steering, cgroup::CgroupPattern},
+    sys::cgroup::Cgroup,
+};
 
 /// The kernel half of a node, held by its agent.
 pub struct Node {
@@ -221,22 +224,24 @@ impl Node {
             links::serve_proxy(&mut self.bpf, subject.proxy, attached.directory())?;
         }
         let redirect = self.no_redirect.is_none();
-        let tables = &mut self.tables;
-        attached.hand_over(tables, subject, outbound_port, listeners, redirect)
+        let (bpf, tables) = (&mut self.bpf, &mut self.tables);
+        attached.hand_over(bpf, tables, subject, outbound_port, listeners, redirect)
     }
 
-    /// Follows a new configuration of the pod.
+    /// Follows a new configuration of the pod with the cgroup `pod`.
     pub fn reload(
         &mut self,
         attached: &mut Attached,
-        steering: &crate::model::Steering,
+        pod: &Cgroup,
+        steering: &Steering,
     ) -> Result<(), AttachError> {
         if !self.is_ours(attached) {
             return Err(AttachError::OtherLayout);
         }
         self.tables.check_room(Some(attached.slot()), steering)?;
         let redirect = self.no_redirect.is_none();
-        attached.reload(&mut self.tables, steering, redirect)
+        let (bpf, tables) = (&mut self.bpf, &mut self.tables);
+        attached.reload(bpf, tables, pod, steering, redirect)
     }
 
     /// Excludes what `patterns` want below the pod's cgroup, and no more.
@@ -252,10 +257,10 @@ impl Node {
         }
     }
 
-    /// Brings up to date who listens in the pod, if it is time.
-    pub fn look(&mut self, attached: &mut Attached) {
+    /// Brings up to date what changes in the pod without a word, if it is time.
+    pub fn look(&mut self, attached: &mut Attached, pod: &Cgroup, steering: &Steering) {
         if self.is_ours(attached) {
-            attached.look(&mut self.tables);
+            attached.look(&mut self.tables, pod, steering);
         }
     }
 
