@@ -4,16 +4,17 @@ use aya_ebpf::{btf_maps::lpm_trie::Key, macros::cgroup_sock_addr, programs::Sock
 use aya_log_ebpf::debug;
 use sidecar_common::{
     address::{Address, Ip},
-    record::{Counter, EVENT_CONNECT_REFUSED, EVENT_EGRESS_DENIED},
-    settings::{CidrTarget, DenyTarget, OUTBOUND, PortKey},
+    record::{Counter, EVENT_CONNECT_REFUSED},
+    settings::{CidrTarget, OUTBOUND, PortKey, protocol},
     socket_state::SocketState,
 };
 use sidecar_ebpf::decide::{self, Connect};
 
 use crate::{
-    context::{UserAddress, fail_with, octets},
-    counters::{count, event_of_task},
-    maps::{CIDRS, DENIALS, PORTS, SOCKETS, WORKLOADS},
+    context::{UserAddress, current_pid, fail_with, octets},
+    counters::{count, denial, event_of_task},
+    egress::denied_by,
+    maps::{CIDRS, PORTS, SOCKETS, WORKLOADS},
     member::member_of_current,
     rendezvous,
     sock_create::{MPTCP, SOCK_STREAM, TCP, newborn},
@@ -26,8 +27,6 @@ const ENOBUFS: i32 = 105;
 
 /// Longest prefix: 32 bits of workload and 128 of address.
 const WHOLE_TARGET: u32 = 160;
-/// And 32 bits of port.
-const WHOLE_DENIAL: u32 = 192;
 
 /// What becomes of a connection that is not left alone.
 enum Verdict {
@@ -117,7 +116,8 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
         },
     );
     let cidr = CIDRS.get(&target).is_some();
-    let rule = denied_by(id, destination);
+    let tcp = protocol::TCP;
+    let rule = denied_by(id, workload.flags, destination, tcp);
     match decide::connect(
         workload,
         destination.ip,
@@ -143,8 +143,7 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
             Some(Verdict::Steer(workload.outbound_port))
         }
         Connect::Deny => {
-            count(id, Counter::Denied, 1);
-            event_of_task(EVENT_EGRESS_DENIED, id, rule as i32, destination);
+            denial(id, current_pid(), rule, destination, tcp.into());
             Some(Verdict::Deny)
         }
         Connect::Leave(why) => {
@@ -167,24 +166,8 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
 fn refuse(workload: u32, destination: Address) -> Verdict {
     fail_with(ENOBUFS);
     count(workload, Counter::ConnectRefused, 1);
-    event_of_task(EVENT_CONNECT_REFUSED, workload, 0, destination);
+    event_of_task(EVENT_CONNECT_REFUSED, workload, destination);
     Verdict::Deny
-}
-
-/// The rule that denies the destination to the workload, or 0.
-#[inline(always)]
-fn denied_by(workload: u32, destination: Address) -> u32 {
-    let rule = |port: u32| {
-        let ip = destination.ip;
-        let target = DenyTarget { workload, port, ip };
-        DENIALS
-            .get(&Key::new(WHOLE_DENIAL, target))
-            .map_or(0, |rule| *rule)
-    };
-    match rule(destination.port as u32) {
-        0 => rule(0),
-        rule => rule,
-    }
 }
 
 /// Flags of the rule for a port of a workload, or 0.

@@ -86,6 +86,10 @@ pub static COUNTERS: PerCpuArray<Counters, WORKLOAD_SLOTS> = PerCpuArray::new();
 #[btf_map]
 pub static EVENTS: RingBuf<Event, { 256 * 1024 }> = RingBuf::new();
 
+/// When userspace was told of a denied packet last, by workload: one after another would fill the ring buffer.
+#[btf_map]
+pub static DENIAL_TOLD: Array<u64, WORKLOAD_SLOTS> = Array::new();
+
 #[btf_map]
 pub static MSG_PROGRAMS: ProgramArray<1> = ProgramArray::new();
 

@@ -3,7 +3,7 @@
 use sidecar_common::settings::{Cgroup, ROLE_EXCLUDED};
 
 use crate::{
-    context::{ancestor_cgroup, read},
+    context::{Packet, ancestor_cgroup, read},
     maps::CGROUPS,
 };
 
@@ -14,10 +14,22 @@ const CGROUP_LEVELS: i32 = 12;
 /// its workload's cgroup is told apart, and an excluded one is nobody's.
 #[inline(always)]
 pub fn member_of_current() -> Option<Cgroup> {
+    deepest(ancestor_cgroup)
+}
+
+/// As above, of the socket that sends a packet: whoever runs now may have nothing to do with it.
+#[inline(always)]
+pub fn member_of_sender(packet: &Packet) -> Option<Cgroup> {
+    deepest(|level| packet.ancestor_cgroup(level))
+}
+
+/// `ancestor`: the id of the cgroup at a level below the root, or 0.
+#[inline(always)]
+fn deepest(ancestor: impl Fn(i32) -> u64) -> Option<Cgroup> {
     let mut member = None;
     let mut level = 1;
     while level <= CGROUP_LEVELS {
-        let id = ancestor_cgroup(level);
+        let id = ancestor(level);
         if id == 0 {
             break;
         }
