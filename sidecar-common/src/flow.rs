@@ -120,6 +120,8 @@ pub struct HalfFlow {
     pub received_bytes: u64,
     /// Bytes for this socket that went past it, to the application at the far end. Written by who sends them: for records.
     pub bypassed_bytes: u64,
+    /// Of the workload: see `Workload::enrolment`.
+    pub enrolment: u64,
     /// A proxy's socket to its application: bytes that it has written, all of which have been taken, modulo 2^32.
     pub settled_bytes: u32,
     /// Index of the workload.
@@ -146,7 +148,7 @@ impl HalfFlow {
 }
 
 const _: () = assert!(
-    size_of::<FlowKey>() == 48 && size_of::<Rendezvous>() == 72 && size_of::<HalfFlow>() == 72
+    size_of::<FlowKey>() == 48 && size_of::<Rendezvous>() == 72 && size_of::<HalfFlow>() == 80
 );
 
 #[cfg(feature = "user")]

@@ -25,6 +25,8 @@ pub struct Cgroup {
     pub workload: u32,
     /// One of the `ROLE_` constants.
     pub role: u32,
+    /// See [`Workload::enrolment`].
+    pub enrolment: u64,
 }
 
 pub const ROLE_APPLICATION: u32 = 1;
@@ -44,8 +46,10 @@ pub struct Workload {
     pub flags: u32,
     /// Credit of one direction of one flow.
     pub credit_bytes: u32,
-    /// Counts enrolments of this slot, so that leftovers of a former one are recognised.
-    pub generation: u32,
+    pub _pad: u32,
+    /// Which enrolment it is: no later one of the node has the same, while places among the workloads are used again. What bears
+    /// another one is of a workload that has left. Never 0 of one that is enrolled.
+    pub enrolment: u64,
     /// Cookie of the workload's network namespace.
     pub netns: u64,
     /// When the first of the `SPLICES` flags was set, in nanoseconds of the monotonic clock.
@@ -166,12 +170,12 @@ pub struct LoadConstants {
 
 const _: () = assert!(
     size_of::<DenyTarget>() == 24
-        && size_of::<Workload>() == 32
+        && size_of::<Workload>() == 40
         && size_of::<CidrTarget>() == 20
         && size_of::<PortKey>() == 8
 );
 const _: () = assert!(
-    size_of::<ListeningKey>() == 20 && size_of::<LoadConstants>() == 52 && size_of::<Cgroup>() == 8
+    size_of::<ListeningKey>() == 20 && size_of::<LoadConstants>() == 52 && size_of::<Cgroup>() == 16
 );
 
 #[cfg(feature = "user")]

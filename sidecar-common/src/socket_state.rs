@@ -28,6 +28,8 @@ pub struct SocketState {
     /// When the last large message was sent: bytes redirected to this socket so far, plus the sequence number up to which it
     /// had read. Changed since: the other end has spoken.
     pub heard: u64,
+    /// Of the workload: see `Workload::enrolment`.
+    pub enrolment: u64,
     /// The destination that the application asked for: on the application's steered socket and on the
     /// proxy's accepted one.
     pub original: Address,
@@ -80,7 +82,7 @@ impl SocketState {
     }
 }
 
-const _: () = assert!(size_of::<SocketState>() == 208);
+const _: () = assert!(size_of::<SocketState>() == 216);
 
 #[cfg(feature = "user")]
 mod user {

@@ -13,7 +13,8 @@ use sidecar_ebpf::decide::{self, Connect};
 use crate::{
     context::{UserAddress, octets},
     counters::{count, event_of_task},
-    maps::{CIDRS, DENIALS, PORTS, SOCKETS, WORKLOADS},
+    enrolment::workload_of,
+    maps::{CIDRS, DENIALS, PORTS, SOCKETS},
     member::member_of_current,
     rendezvous,
     sock_create::{MPTCP, SOCK_STREAM, TCP, newborn},
@@ -74,7 +75,13 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
     }
     let socket = ctx.socket()?;
     let state = match SOCKETS.get(socket) {
-        Some(state) => state,
+        Some(state) => {
+            if workload_of(state).is_none() {
+                // Of a workload that has left.
+                *state = newborn(protocol)?;
+            }
+            state
+        }
         // Created before the workload was enrolled, or handed in from outside.
         None => {
             let mut state = newborn(protocol)?;
@@ -89,11 +96,11 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
     if let Some(member) = member_of_current()
         && member.workload != state.workload
     {
-        // Of a former enrolment, whose place among the workloads another one may have by now, or handed over by another pod.
+        // Handed over by another pod.
         *state = newborn(protocol)?;
     }
     let id = state.workload;
-    let workload = WORKLOADS.get(id)?;
+    let workload = workload_of(state)?;
     // Steered a moment ago by the program of a sidecar that this one takes over from.
     if state.is(SocketState::STEERED)
         && destination.ip.is_loopback()
@@ -125,7 +132,7 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
         port_rule(id, OUTBOUND, destination.port),
     ) {
         Connect::Steer => {
-            if rendezvous::reserve(id, ctx.cookie()).is_none() {
+            if rendezvous::reserve(state, ctx.cookie()).is_none() {
                 return Some(refuse(id, destination));
             }
             state.original = destination;

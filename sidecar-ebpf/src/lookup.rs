@@ -44,7 +44,7 @@ fn try_lookup(ctx: &SkLookupContext) -> Option<u32> {
     if let Some(record) = PAIRINGS.get_ptr_mut(&flow.between_networks()) {
         mark_local(record);
     }
-    if let Some(record) = rendezvous::of(id).and_then(|own| own.get_ptr_mut(&flow)) {
+    if let Some(record) = rendezvous::of_workload(id).and_then(|own| own.get_ptr_mut(&flow)) {
         mark_local(record);
         if read(record).is(Rendezvous::OF_PROXY) {
             // The proxy's own connection, whatever its addresses: handed to the proxy again it would go round for ever.

@@ -18,7 +18,7 @@
 //! - a file per hook: [`sock_create`], [`connect`], [`lookup`], [`getpeername`], [`sockopt`], [`sockops`], [`msg`], [`trace`];
 //!   [`kubelet`] is the second sock_ops program
 //! - [`rendezvous`], how both ends of a connection meet; [`pair`], who enters the SOCKHASH
-//! - [`member`], who the current task belongs to; [`counters`], what is counted and told
+//! - [`member`], who the current task belongs to; [`enrolment`], whose a socket is; [`counters`], what is counted and told
 //! - [`maps`]; [`context`], the unsafe
 //! - tested on the host: [`sidecar_ebpf::decide`], pure decisions; [`sidecar_ebpf::evidence`], whether a message may be redirected
 
@@ -37,6 +37,8 @@ mod connect;
 mod context;
 #[cfg(target_arch = "bpf")]
 mod counters;
+#[cfg(target_arch = "bpf")]
+mod enrolment;
 #[cfg(target_arch = "bpf")]
 mod getpeername;
 #[cfg(target_arch = "bpf")]

@@ -7,7 +7,6 @@
 use aya_ebpf::{macros::sk_msg, programs::SkMsgContext};
 use sidecar_common::{
     record::Counter,
-    settings::{MAX_WORKLOADS, Workload},
     socket_state::SocketState,
 };
 use sidecar_ebpf::evidence::{self, Kernel, Receiver, Redirected};
@@ -15,7 +14,8 @@ use sidecar_ebpf::evidence::{self, Kernel, Receiver, Redirected};
 use crate::{
     context::{Entry, LOAD_CONSTANTS, TcpSocket, sender, tail_call},
     counters::count,
-    maps::{FLOWS, HALF_FLOWS, MSG_PROGRAMS, SOCKETS, WORKLOADS},
+    enrolment::enrolled,
+    maps::{FLOWS, HALF_FLOWS, MSG_PROGRAMS, SOCKETS},
 };
 
 /// What is not redirected takes TCP.
@@ -88,11 +88,8 @@ impl Kernel for Maps {
     }
 
     #[inline(always)]
-    fn workload(&self, index: u32) -> Option<Receiver> {
-        if index >= MAX_WORKLOADS {
-            return None;
-        }
-        let workload: &Workload = WORKLOADS.get(index)?;
+    fn workload(&self, index: u32, enrolment: u64) -> Option<Receiver> {
+        let workload = enrolled(index, enrolment)?;
         Some(Receiver {
             flags: workload.flags,
             credit_bytes: workload.credit_bytes,

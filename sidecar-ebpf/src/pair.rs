@@ -55,6 +55,7 @@ fn try_insert(
         socket: state.socket,
         peer,
         workload: state.workload,
+        enrolment: state.enrolment,
         flags: if state.is(SocketState::PROXY) {
             HalfFlow::OF_PROXY
         } else {

@@ -10,6 +10,7 @@ use sidecar_common::{
 
 use crate::{
     context::{now_ns, read},
+    enrolment::workload_of,
     maps::{HANDOVERS, Handovers, PAIRINGS},
 };
 
@@ -17,14 +18,14 @@ const ANY: u64 = 0;
 
 /// Keeps a place for a connection that is about to be made. `None`: the workload has used up its own.
 #[inline(always)]
-pub fn reserve(workload: u32, cookie: u64) -> Option<()> {
+pub fn reserve(state: &SocketState, cookie: u64) -> Option<()> {
     let place = Rendezvous {
         owner: cookie,
         since_ns: now_ns(),
-        workload,
+        workload: state.workload,
         ..Rendezvous::default()
     };
-    of(workload)?.insert(&reserved(cookie), &place, ANY).ok()
+    of(state)?.insert(&reserved(cookie), &place, ANY).ok()
 }
 
 /// The key of a place that is kept: no flow has it, as flows have ports.
@@ -40,7 +41,7 @@ fn reserved(cookie: u64) -> FlowKey {
 #[inline(always)]
 pub fn leave(state: &mut SocketState, record: &Rendezvous) {
     state.flags |= SocketState::NO_HANDOVER;
-    let Some(handovers) = of(state.workload) else {
+    let Some(handovers) = of(state) else {
         return;
     };
     if state.is(SocketState::STEERED) {
@@ -64,7 +65,7 @@ pub fn announce(state: &mut SocketState, record: &Rendezvous) {
 /// The record that this socket has left within its workload, if nobody has taken it.
 #[inline(always)]
 pub fn own_handover(state: &SocketState) -> Option<*mut Rendezvous> {
-    let record = of(state.workload)?.get_ptr_mut(&state.flow.peer())?;
+    let record = of(state)?.get_ptr_mut(&state.flow.peer())?;
     (read(record).owner == state.cookie).then_some(record)
 }
 
@@ -99,7 +100,7 @@ pub fn take_back_handover(state: &mut SocketState) {
     if state.is(SocketState::HANDOVER) {
         state.flags &= !SocketState::HANDOVER;
         if own_handover(state).is_some()
-            && let Some(handovers) = of(state.workload)
+            && let Some(handovers) = of(state)
         {
             let _ = handovers.remove(&state.flow.peer());
         }
@@ -109,7 +110,7 @@ pub fn take_back_handover(state: &mut SocketState) {
 /// What a socket of the own workload has left for this one that was just accepted.
 #[inline(always)]
 pub fn take(state: &SocketState) -> Option<Rendezvous> {
-    let handovers = of(state.workload)?;
+    let handovers = of(state)?;
     let record = read(handovers.get_ptr(&state.flow)?);
     let _ = handovers.remove(&state.flow);
     Some(record)
@@ -128,7 +129,14 @@ pub fn forget_pairing(state: &SocketState) {
     let _ = PAIRINGS.remove(&state.flow.between_networks());
 }
 
+/// That of the socket's workload, unless that has left.
 #[inline(always)]
-pub fn of(workload: u32) -> Option<&'static Handovers> {
+fn of(state: &SocketState) -> Option<&'static Handovers> {
+    workload_of(state)?;
+    of_workload(state.workload)
+}
+
+#[inline(always)]
+pub fn of_workload(workload: u32) -> Option<&'static Handovers> {
     HANDOVERS.get(workload)
 }

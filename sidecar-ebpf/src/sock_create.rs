@@ -52,6 +52,7 @@ pub fn newborn(protocol: u32) -> Option<SocketState> {
     };
     Some(SocketState {
         workload: member.workload,
+        enrolment: member.enrolment,
         flags: role | multipath,
         ..SocketState::default()
     })

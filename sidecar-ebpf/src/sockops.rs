@@ -18,6 +18,7 @@ use crate::{
     connect::port_rule,
     context::{Ends, LOAD_CONSTANTS, Operation, Socket, TcpSocket, now_ns, read, update},
     counters::count,
+    enrolment::workload_of,
     maps::{CLOSED_UNTIL, LISTENING, NAMESPACES, PROFILES, SOCKETS, WORKLOADS},
     pair, rendezvous,
 };
@@ -55,6 +56,7 @@ fn connecting(ctx: &SockOpsContext) -> Option<()> {
     if !state.is(SocketState::PROXY | SocketState::STEERED) {
         return None;
     }
+    workload_of(state)?;
     state.flow = ctx.flow();
     state.cookie = ctx.cookie();
     state.service_port = if state.original.is_some() {
@@ -117,7 +119,7 @@ fn nonblocking(socket: TcpSocket) -> bool {
 fn allowed(state: &SocketState) -> bool {
     !state.is(SocketState::MULTIPATH)
         && LOAD_CONSTANTS.load().redirect != 0
-        && WORKLOADS.get(state.workload).is_some_and(|w| {
+        && workload_of(state).is_some_and(|w| {
             w.flags & WORKLOAD_REDIRECT != 0
                 && (state.is(SocketState::PROXY) || w.flags & WORKLOAD_SPLICES == 0)
         })
@@ -130,9 +132,7 @@ fn pays(state: &SocketState) -> bool {
     let Some(profile) = PROFILES.get_ptr_mut(&pair::port(state)) else {
         return true;
     };
-    let adaptive = WORKLOADS
-        .get(state.workload)
-        .is_some_and(|w| w.flags & WORKLOAD_ADAPTIVE != 0);
+    let adaptive = workload_of(state).is_some_and(|w| w.flags & WORKLOAD_ADAPTIVE != 0);
     let pays = !adaptive || decide::pays(&read(profile));
     if !pays {
         count(state.workload, Counter::Unprofitable, 1);
@@ -189,8 +189,17 @@ fn enter(
 fn accepted(ctx: &SockOpsContext) -> Option<()> {
     let socket = ctx.socket()?;
     let state = match SOCKETS.get(socket) {
-        Some(state) => state,
-        None => unmarked(ctx, socket)?,
+        Some(state) => {
+            if workload_of(state).is_none() {
+                // The listener was one of a workload that has left.
+                *state = of_namespace(ctx)?;
+            }
+            state
+        }
+        None => {
+            let mut state = of_namespace(ctx)?;
+            SOCKETS.get_or_insert(socket, &mut state)?
+        }
     };
     // A copy of the listener's until now.
     let listener = TcpSocket::from_word(state.socket);
@@ -252,17 +261,18 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
     ctx.watch_close()
 }
 
-/// An accepted socket whose listener bears no mark, as those of Multipath TCP do: in a namespace of the workload's own it is the
+/// Of an accepted socket whose listener bears no mark, as those of Multipath TCP do: in a namespace of the workload's own it is the
 /// application's, which shall see the client's address all the same.
 #[inline(always)]
-fn unmarked(ctx: &SockOpsContext, socket: Socket) -> Option<&'static mut SocketState> {
+fn of_namespace(ctx: &SockOpsContext) -> Option<SocketState> {
     let workload = read(NAMESPACES.get_ptr(&ctx.netns_cookie())?);
-    let mut state = SocketState {
+    let enrolment = WORKLOADS.get(workload)?.enrolment;
+    (enrolment != 0).then_some(SocketState {
         workload,
+        enrolment,
         flags: SocketState::MULTIPATH,
         ..SocketState::default()
-    };
-    SOCKETS.get_or_insert(socket, &mut state)
+    })
 }
 
 /// A socket of the application begins to listen. Who has stopped is found by userspace: several sockets may listen at one
@@ -275,7 +285,7 @@ fn listening(ctx: &SockOpsContext) -> Option<()> {
         return None;
     }
     state.socket = socket.tcp().map_or(0, TcpSocket::to_word);
-    if WORKLOADS.get(state.workload)?.netns != ctx.netns_cookie() {
+    if workload_of(state)?.netns != ctx.netns_cookie() {
         return None;
     }
     let local = ctx.flow().local;

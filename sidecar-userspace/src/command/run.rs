@@ -115,7 +115,7 @@ async fn proxied(
     };
     tokio::task::spawn_local(exclusion::follow(
         enrolment.open_tables()?,
-        enrolment.slot(),
+        enrolment.identity(),
         cgroups.application.clone(),
         config.clone(),
     ));

@@ -18,13 +18,13 @@ use super::{load::LoadError, tables::Tables};
 use crate::sys::{cgroup::Cgroup, netns::Namespace};
 
 /// Marks the listening TCP sockets of the processes in `application` and below as those of the workload in
-/// `slot`. Processes of another network namespace than `namespace` are not served by this sidecar and left alone.
+/// a slot, of an enrolment. Processes of another network namespace than `namespace` are not served by this sidecar and left alone.
 /// `excluded`: cgroups below it whose processes are left alone, too; the proxy's is one.
 pub fn adopt(
     tables: &mut Tables,
     application: &Cgroup,
     excluded: &[Cgroup],
-    slot: u32,
+    (slot, enrolment): (u32, u64),
     namespace: &Namespace,
 ) -> Result<(), LoadError> {
     let Ok(home) = namespace.id() else {
@@ -44,6 +44,7 @@ pub fn adopt(
                 &socket,
                 SocketState {
                     workload: slot,
+                    enrolment,
                     flags: nonblocking(&socket),
                     ..SocketState::default()
                 },
@@ -65,11 +66,12 @@ pub fn adopt(
 pub fn mark_proxy(
     tables: &mut Tables,
     listeners: &[BorrowedFd<'_>],
-    slot: u32,
+    (slot, enrolment): (u32, u64),
 ) -> Result<(), LoadError> {
     for listener in listeners {
         let state = SocketState {
             workload: slot,
+            enrolment,
             flags: SocketState::PROXY,
             ..SocketState::default()
         };

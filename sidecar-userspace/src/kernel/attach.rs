@@ -153,6 +153,11 @@ impl Enrolment {
         self.attached.slot()
     }
 
+    /// Whose its entries in the shared maps are: slot and enrolment.
+    pub fn identity(&self) -> (u32, u64) {
+        (self.attached.slot(), self.attached.enrolment())
+    }
+
     /// Why nothing will be redirected, if so.
     pub fn no_redirect(&self) -> Option<&str> {
         self.no_redirect.as_deref()
@@ -170,7 +175,14 @@ impl Enrolment {
             return Ok(Vec::new());
         }
         let slot = self.slot();
-        let entry = workload_entry(steering, self.attached.netns(), 0, true, false);
+        let entry = workload_entry(
+            steering,
+            self.attached.enrolment(),
+            self.attached.netns(),
+            0,
+            true,
+            false,
+        );
         self.tables.set_workload(
             slot,
             Workload {

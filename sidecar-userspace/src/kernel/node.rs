@@ -202,7 +202,8 @@ impl Node {
 
     /// Whether the pod can go on as it is attached, with a proxy in the namespace `netns`.
     pub fn can_hand_over(&self, attached: &Attached, netns: u64) -> bool {
-        attached.netns() == netns && self.is_ours(attached)
+        // An agent that was killed while it attached has not said which enrolment it is.
+        attached.netns() == netns && attached.enrolment() != 0 && self.is_ours(attached)
     }
 
     /// The pod has another proxy now, or the same one again: see [`Node::can_hand_over`].

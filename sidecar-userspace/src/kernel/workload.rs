@@ -18,7 +18,7 @@ use super::{
     attach::AttachError,
     exclusion,
     links::Links,
-    listening::Look,
+    listening::{Look, monotonic_ns},
     pins::{Pins, WorkloadPins},
     tables::{Tables, rules::workload_entry},
 };
@@ -71,6 +71,8 @@ pub enum Lasting {
 pub struct Attached {
     pins: WorkloadPins,
     links: Links,
+    /// Which enrolment it is, as the kernel half knows it.
+    enrolment: u64,
     /// Cookie of the namespace.
     netns: u64,
     /// Nobody else uses the namespace: every port that is not known to be closed is captured.
@@ -95,7 +97,9 @@ impl Attached {
         // Before anything is attached: nothing may be steered by what a former sidecar said.
         tables.clear(pins.slot);
         tables.make_own(pins.slot)?;
-        tables.set_cgroup(proxy, role(pins.slot, ROLE_PROXY))?;
+        // The clock never stands still for as long as attaching takes, and pins do not outlive the machine's start.
+        let enrolment = monotonic_ns();
+        tables.set_cgroup(proxy, role(pins.slot, enrolment, ROLE_PROXY))?;
         let mut links = Links::attach(shared, subject.application, subject.proxy)?;
         links.attach_lookup(lookup.unwrap_or(shared), subject.namespace)?;
         if lasting != Lasting::Nothing {
@@ -113,6 +117,7 @@ impl Attached {
         Ok(Self {
             pins,
             links,
+            enrolment,
             netns,
             own_namespace: lasting == Lasting::Everything,
             look: None,
@@ -122,11 +127,12 @@ impl Attached {
 
     /// Takes over a workload whose links are all pinned.
     pub fn adopt(pins: WorkloadPins, tables: &Tables) -> Result<Self, AttachError> {
-        let netns = tables.workload(pins.slot)?.netns;
+        let entry = tables.workload(pins.slot)?;
         Ok(Self {
             pins,
             links: Links::default(),
-            netns,
+            enrolment: entry.enrolment,
+            netns: entry.netns,
             own_namespace: true,
             look: None,
             excluded: Vec::new(),
@@ -138,6 +144,7 @@ impl Attached {
         Self {
             pins,
             links: Links::default(),
+            enrolment: 0,
             netns: 0,
             own_namespace: true,
             look: None,
@@ -155,6 +162,10 @@ impl Attached {
 
     pub fn netns(&self) -> u64 {
         self.netns
+    }
+
+    pub fn enrolment(&self) -> u64 {
+        self.enrolment
     }
 
     /// From now on new connections of the application go to `outbound_port` on loopback, and those to it to
@@ -177,6 +188,7 @@ impl Attached {
         self.point(tables, subject, listeners)?;
         let entry = workload_entry(
             subject.steering,
+            self.enrolment,
             self.netns,
             outbound_port,
             redirect,
@@ -185,13 +197,13 @@ impl Attached {
         tables.set_workload(slot, entry)?;
         let mut left_alone = self.excluded.clone();
         left_alone.push(subject.proxy.clone());
-        let application = role(slot, ROLE_APPLICATION);
+        let application = role(slot, self.enrolment, ROLE_APPLICATION);
         tables.set_cgroup(subject.application.id()?, application)?;
         adopt::adopt(
             tables,
             subject.application,
             &left_alone,
-            slot,
+            (slot, self.enrolment),
             subject.namespace,
         )?;
         Ok(())
@@ -206,7 +218,7 @@ impl Attached {
         listeners: Listening<'_>,
         redirect: bool,
     ) -> Result<(), AttachError> {
-        let proxy = role(self.pins.slot, ROLE_PROXY);
+        let proxy = role(self.pins.slot, self.enrolment, ROLE_PROXY);
         tables.set_cgroup(subject.proxy.id()?, proxy)?;
         self.exclude(
             tables,
@@ -225,7 +237,7 @@ impl Attached {
         listeners: Listening<'_>,
     ) -> Result<(), AttachError> {
         let slot = self.pins.slot;
-        adopt::mark_proxy(tables, listeners.unmarked, slot)?;
+        adopt::mark_proxy(tables, listeners.unmarked, (slot, self.enrolment))?;
         self.watch_listeners(tables, subject.namespace, listeners.inbound);
         tables.set_listener(slot, &listeners.inbound)?;
         Ok(tables.set_rules(slot, subject.steering)?)
@@ -265,7 +277,8 @@ impl Attached {
         application: &Cgroup,
         patterns: &[CgroupPattern],
     ) -> Result<(), AttachError> {
-        self.excluded = exclusion::apply(tables, self.pins.slot, application, patterns)?;
+        let whose = (self.pins.slot, self.enrolment);
+        self.excluded = exclusion::apply(tables, whose, application, patterns)?;
         Ok(())
     }
 
@@ -299,6 +312,7 @@ impl Attached {
         let old = tables.workload(self.pins.slot)?;
         let mut new = workload_entry(
             steering,
+            self.enrolment,
             self.netns,
             outbound_port,
             redirect,
@@ -322,8 +336,12 @@ impl Attached {
     }
 }
 
-fn role(workload: u32, role: u32) -> CgroupEntry {
-    CgroupEntry { workload, role }
+fn role(workload: u32, enrolment: u64, role: u32) -> CgroupEntry {
+    CgroupEntry {
+        workload,
+        role,
+        enrolment,
+    }
 }
 
 /// Removes the directories of dead sidecars with the name `name`, of every version: their links go with them.

@@ -5,6 +5,7 @@ mod addresses;
 mod clients;
 mod floods;
 mod listeners;
+mod places;
 mod programs;
 
 use std::{net::SocketAddr, path::Path, time::Duration};

@@ -150,6 +150,7 @@ fn rules(slot: u32, steering: &Steering) -> OfWorkload {
 /// The entry of a workload in `WORKLOADS`. `own_namespace`: nobody else uses the network namespace.
 pub fn workload_entry(
     steering: &Steering,
+    enrolment: u64,
     netns: u64,
     outbound_port: u16,
     redirect: bool,
@@ -169,7 +170,8 @@ pub fn workload_entry(
             | flag(steering.redirect.adaptive, WORKLOAD_ADAPTIVE)
             | flag(steering.fail_rule == FailRule::Closed, WORKLOAD_FAIL_CLOSED),
         credit_bytes: steering.redirect.credit_bytes,
-        generation: 0,
+        _pad: 0,
+        enrolment,
         netns,
         splices_since_ns: 0,
     }
