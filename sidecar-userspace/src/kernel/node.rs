@@ -169,6 +169,9 @@ impl Node {
         listeners: Listening<'_>,
     ) -> Result<Attached, AttachError> {
         self.tables.check_room(None, subject.steering)?;
+        // The pod may be attached already, in another network namespace: what is said of its cgroups is replaced.
+        let cgroups = [subject.application.id()?, subject.proxy.id()?];
+        let former = self.tables.cgroups_beside(&cgroups);
         let shared = Pins::open(&self.base, Layout::own()?)?;
         let pins = shared.claim_for_pod(&subject.steering.name, pod)?;
         let (slot, directory) = (pins.slot, pins.directory.clone());
@@ -177,6 +180,11 @@ impl Node {
             // The error says more than a failure to clean up would.
             let _ = shared.remove(&directory);
             self.tables.clear(slot);
+            for (id, entry) in former {
+                if let Err(error) = self.tables.set_cgroup(id, entry) {
+                    warn!(%error, "a cgroup of a pod that stays attached is not known any more");
+                }
+            }
         }
         attached
     }

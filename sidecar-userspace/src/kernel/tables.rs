@@ -230,6 +230,21 @@ impl Tables {
             .collect()
     }
 
+    /// What is said of these cgroups, and of all others of the same workloads.
+    pub fn cgroups_beside(&self, ids: &[u64]) -> Vec<(u64, CgroupEntry)> {
+        let slots: BTreeSet<u32> = ids
+            .iter()
+            .filter_map(|id| Some(self.cgroup(*id)?.workload))
+            .collect();
+        if slots.is_empty() {
+            return Vec::new();
+        }
+        let entries = self.cgroups.iter().flatten();
+        entries
+            .filter(|(_, entry)| slots.contains(&entry.workload))
+            .collect()
+    }
+
     /// Of these, those in one of the `ROLE_`s.
     pub fn cgroups_in_role(&self, slot: u32, role: u32) -> Vec<u64> {
         let entries = self.cgroups.iter().flatten();

@@ -1,6 +1,7 @@
 //! The node's agent and sidecars without privilege: real processes of another user, without a capability, in cgroups of
 //! their own, that are steered because an agent attaches for them.
 
+mod anew;
 mod claims;
 mod csi;
 mod enrolment;
