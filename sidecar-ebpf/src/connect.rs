@@ -5,7 +5,7 @@ use aya_log_ebpf::debug;
 use sidecar_common::{
     address::{Address, Ip},
     record::{Counter, EVENT_CONNECT_REFUSED, EVENT_EGRESS_DENIED},
-    settings::{CidrTarget, DenyTarget, OUTBOUND, PortKey},
+    settings::{CidrTarget, DenyTarget, OUTBOUND, PortKey, ROLE_EXCLUDED},
     socket_state::SocketState,
 };
 use sidecar_ebpf::decide::{self, Connect};
@@ -15,7 +15,7 @@ use crate::{
     counters::{count, event_of_task},
     enrolment::workload_of,
     maps::{CIDRS, DENIALS, PORTS, SOCKETS},
-    member::member_of_current,
+    member::owner,
     rendezvous,
     sock_create::{MPTCP, SOCK_STREAM, TCP, newborn},
 };
@@ -74,31 +74,30 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
         return None;
     }
     let socket = ctx.socket()?;
-    let state = match SOCKETS.get(socket) {
-        Some(state) => {
-            if workload_of(state).is_none() {
-                // Of a workload that has left.
-                *state = newborn(protocol)?;
+    let known = SOCKETS.get(socket);
+    let state = match known {
+        Some(state) if workload_of(state).is_some() => state,
+        // Made before the workload was enrolled, handed in from outside, made by the kernel, or of a workload that has left.
+        _ => {
+            let owner = owner(ctx.netns_cookie());
+            if owner.role == 0 {
+                // Who is not known is not let through. Nobody can be told, as it cannot be said of whom.
+                return Some(Verdict::Deny);
             }
-            state
-        }
-        // Created before the workload was enrolled, or handed in from outside.
-        None => {
-            let mut state = newborn(protocol)?;
-            let workload = state.workload;
+            if owner.role == ROLE_EXCLUDED || owner.enrolment == 0 {
+                return None;
+            }
+            let mut state = newborn(owner, protocol);
             match SOCKETS.get_or_insert(socket, &mut state) {
-                Some(state) => state,
+                Some(kept) => {
+                    *kept = state;
+                    kept
+                }
                 // What cannot be remembered cannot be steered.
-                None => return Some(refuse(workload, destination)),
+                None => return Some(refuse(owner.workload, destination)),
             }
         }
     };
-    if let Some(member) = member_of_current()
-        && member.workload != state.workload
-    {
-        // Handed over by another pod.
-        *state = newborn(protocol)?;
-    }
     let id = state.workload;
     let workload = workload_of(state)?;
     // Steered a moment ago by the program of a sidecar that this one takes over from.

@@ -22,9 +22,10 @@ use crate::{
 const SK_DROP: u32 = 0;
 const SK_PASS: u32 = 1;
 
-/// Whose inbound connections this instance of `lookup` steers: sk_lookup programs know no cgroup.
+/// Whose inbound connections this instance of `lookup` steers: sk_lookup programs know no cgroup. In an object that serves several
+/// workloads no number of one.
 #[unsafe(no_mangle)]
-static LOOKUP_WORKLOAD: Global<u32> = Global::new(0);
+pub static LOOKUP_WORKLOAD: Global<u32> = Global::new(0);
 
 /// Hands new connections for the workload's ports to the proxy's inbound listener. Addresses stay as they are.
 #[sk_lookup]

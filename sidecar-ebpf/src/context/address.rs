@@ -4,7 +4,7 @@ use core::ptr;
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::bpf_get_socket_cookie,
+    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie},
     programs::{SkLookupContext, SockAddrContext, SockContext},
 };
 use sidecar_common::address::{Address, Ip};
@@ -33,6 +33,7 @@ pub fn created(ctx: &SockContext) -> Option<(Socket, u32, u32, u32)> {
 pub trait UserAddress {
     fn socket(&self) -> Option<Socket>;
     fn cookie(&self) -> u64;
+    fn netns_cookie(&self) -> u64;
     fn kind(&self) -> (u32, u32);
     fn address4(&self) -> Address;
     fn address6(&self) -> Address;
@@ -51,6 +52,13 @@ impl UserAddress for SockAddrContext {
     fn cookie(&self) -> u64 {
         // SAFETY: the helper takes this context.
         unsafe { bpf_get_socket_cookie(self.as_ptr()) }
+    }
+
+    /// Of the socket's network namespace.
+    #[inline(always)]
+    fn netns_cookie(&self) -> u64 {
+        // SAFETY: the helper takes this context.
+        unsafe { bpf_get_netns_cookie(self.as_ptr()) }
     }
 
     /// Socket type and protocol.

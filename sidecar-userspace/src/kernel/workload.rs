@@ -100,6 +100,11 @@ impl Attached {
         // The clock never stands still for as long as attaching takes, and pins do not outlive the machine's start.
         let enrolment = monotonic_ns();
         tables.set_cgroup(proxy, role(pins.slot, enrolment, ROLE_PROXY))?;
+        let netns = subject.namespace.cookie;
+        if lasting == Lasting::Everything {
+            // Before there is a program that asks whose the namespace is.
+            tables.own_namespace(netns, pins.slot)?;
+        }
         let mut links = Links::attach(shared, subject.application, subject.proxy)?;
         links.attach_lookup(lookup.unwrap_or(shared), subject.namespace)?;
         if lasting != Lasting::Nothing {
@@ -109,10 +114,6 @@ impl Attached {
             links.pin_proxy(&pins.directory, proxy)?;
             // The pins hold them; a descriptor each would only be one more.
             links = Links::default();
-        }
-        let netns = subject.namespace.cookie;
-        if lasting == Lasting::Everything {
-            tables.own_namespace(netns, pins.slot)?;
         }
         Ok(Self {
             pins,

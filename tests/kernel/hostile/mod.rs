@@ -4,6 +4,7 @@
 mod addresses;
 mod clients;
 mod floods;
+mod handed;
 mod listeners;
 mod places;
 mod programs;
