@@ -75,6 +75,8 @@ impl SocketState {
     pub const ASKED: u32 = 256;
     /// See `HalfFlow::TCP`.
     pub const TCP: u32 = 512;
+    /// The connect hook has steered it, and its connection has not begun.
+    pub const STEERING: u32 = 1024;
 
     #[inline(always)]
     pub const fn is(&self, flag: u32) -> bool {

@@ -100,13 +100,15 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
     };
     let id = state.workload;
     let workload = workload_of(state)?;
-    // Steered a moment ago by the program of a sidecar that this one takes over from.
-    if state.is(SocketState::STEERED)
+    // Steered a moment ago by the program of a sidecar that this one takes over from: judged again.
+    let again = state.is(SocketState::STEERING)
         && destination.ip.is_loopback()
-        && destination.port == workload.outbound_port
-    {
-        return None;
-    }
+        && destination.port == workload.outbound_port;
+    let destination = if again {
+        state.original
+    } else {
+        destination
+    };
     // The socket may have been connected before.
     state.original = Address::default();
     state.shown_peer = Address::default();
@@ -136,8 +138,10 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
             }
             state.original = destination;
             state.shown_peer = destination;
-            state.flags |= SocketState::STEERED;
-            count(id, Counter::Steered, 1);
+            state.flags |= SocketState::STEERED | SocketState::STEERING;
+            if !again {
+                count(id, Counter::Steered, 1);
+            }
             debug!(
                 ctx,
                 "workload {}: steered from {:i} port {}",

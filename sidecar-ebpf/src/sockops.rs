@@ -320,6 +320,7 @@ fn closed(ctx: &SockOpsContext) -> Option<()> {
     if state.is(SocketState::IN_MAP) {
         pair::remove(state);
     }
-    state.flags &= SocketState::PROXY | SocketState::MULTIPATH | SocketState::STEERED;
+    // Where it led is forgotten: the socket may be connected anew.
+    state.flags &= SocketState::PROXY | SocketState::MULTIPATH;
     Some(())
 }
