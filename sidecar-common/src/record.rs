@@ -64,7 +64,8 @@ pub enum Counter {
     Splice,
     /// Outbound connection refused: its destination is denied.
     Denied,
-    /// Outbound connection refused: the workload has too many connections under way, or the kernel no memory for one.
+    /// Outbound connection refused: the workload has too many connections under way, the kernel has no memory for one, or the
+    /// proxy does not listen.
     ConnectRefused,
     /// The other end could not be told what it has to know: its proxy refuses the connection, or the proxy ends it.
     HandoverFailed,
@@ -201,6 +202,9 @@ pub const EVENT_EGRESS_DENIED: u32 = 4;
 
 /// Outbound connection refused: see `Counter::ConnectRefused`. `address`: what the application asked for.
 pub const EVENT_CONNECT_REFUSED: u32 = 5;
+
+/// Outbound connection refused: the proxy does not listen. `address`: what the application asked for.
+pub const EVENT_PROXY_AWAY: u32 = 6;
 
 const _: () = assert!(size_of::<Event>() == 40);
 

@@ -4,7 +4,7 @@ use aya_ebpf::{btf_maps::lpm_trie::Key, macros::cgroup_sock_addr, programs::Sock
 use aya_log_ebpf::debug;
 use sidecar_common::{
     address::{Address, Ip},
-    record::{Counter, EVENT_CONNECT_REFUSED, EVENT_EGRESS_DENIED},
+    record::{Counter, EVENT_CONNECT_REFUSED, EVENT_EGRESS_DENIED, EVENT_PROXY_AWAY},
     settings::{CidrTarget, DenyTarget, OUTBOUND, PortKey, ROLE_EXCLUDED},
     socket_state::SocketState,
 };
@@ -24,6 +24,9 @@ const ALLOW: i32 = 1;
 /// `connect` fails with EPERM.
 const DENY: i32 = 0;
 
+/// The port at which no socket can listen: the kernel refuses the connection as it does where the proxy does not listen.
+const NOBODY: u16 = 0;
+
 /// Longest prefix: 32 bits of workload and 128 of address.
 const WHOLE_TARGET: u32 = 160;
 /// And 32 bits of port.
@@ -31,8 +34,8 @@ const WHOLE_DENIAL: u32 = 192;
 
 /// What becomes of a connection that is not left alone.
 enum Verdict {
-    /// To the proxy's port.
-    Steer(u16),
+    /// To the proxy, on loopback.
+    Steer(Address),
     Deny,
 }
 
@@ -40,8 +43,8 @@ enum Verdict {
 pub fn cgroup_connect4(ctx: SockAddrContext) -> i32 {
     match try_connect(&ctx, ctx.address4()) {
         Some(Verdict::Deny) => DENY,
-        Some(Verdict::Steer(port)) => {
-            ctx.set_address4(Address::new(Ip::from_v4(0x7f00_0001_u32.to_be()), port));
+        Some(Verdict::Steer(to)) => {
+            ctx.set_address4(to);
             ALLOW
         }
         None => ALLOW,
@@ -50,16 +53,10 @@ pub fn cgroup_connect4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(connect6)]
 pub fn cgroup_connect6(ctx: SockAddrContext) -> i32 {
-    let destination = ctx.address6();
-    match try_connect(&ctx, destination) {
+    match try_connect(&ctx, ctx.address6()) {
         Some(Verdict::Deny) => DENY,
-        Some(Verdict::Steer(port)) => {
-            let loopback = if destination.ip.is_v4() {
-                Ip::from_v4(0x7f00_0001_u32.to_be())
-            } else {
-                Ip([0, 0, 0, 1_u32.to_be()])
-            };
-            ctx.set_address6(Address::new(loopback, port));
+        Some(Verdict::Steer(to)) => {
+            ctx.set_address6(to);
             ALLOW
         }
         None => ALLOW,
@@ -133,6 +130,12 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
         port_rule(id, OUTBOUND, destination.port),
     ) {
         Connect::Steer => {
+            let proxy = Address::new(loopback(destination.ip), workload.outbound_port);
+            if !is_proxy_there(ctx, proxy, state) {
+                count(id, Counter::ConnectRefused, 1);
+                event_of_task(EVENT_PROXY_AWAY, id, 0, destination);
+                return Some(Verdict::Steer(Address::new(proxy.ip, NOBODY)));
+            }
             if rendezvous::reserve(state, ctx.cookie()).is_none() {
                 return Some(refuse(id, destination));
             }
@@ -149,7 +152,7 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
                 octets(destination.ip),
                 destination.port
             );
-            Some(Verdict::Steer(workload.outbound_port))
+            Some(Verdict::Steer(proxy))
         }
         Connect::Deny => {
             count(id, Counter::Denied, 1);
@@ -169,6 +172,31 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
         }
         Connect::Ignore => None,
     }
+}
+
+/// Where connections of this family find the proxy.
+#[inline(always)]
+fn loopback(destination: Ip) -> Ip {
+    if destination.is_v4() {
+        Ip::from_v4(0x7f00_0001_u32.to_be())
+    } else {
+        Ip([0, 0, 0, 1_u32.to_be()])
+    }
+}
+
+/// Whether the workload's own proxy listens there. Its port is free when it has gone, for anybody on a host, who would be sent what is
+/// meant for others.
+#[inline(always)]
+fn is_proxy_there(ctx: &SockAddrContext, proxy: Address, state: &SocketState) -> bool {
+    let is_proxy = |listener| match SOCKETS.get(listener) {
+        Some(found) => {
+            found.is(SocketState::PROXY)
+                && found.workload == state.workload
+                && found.enrolment == state.enrolment
+        }
+        None => false,
+    };
+    ctx.listener(proxy, is_proxy).unwrap_or(false)
 }
 
 /// The workload is steered, and this connection cannot be.

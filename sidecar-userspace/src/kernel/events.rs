@@ -13,7 +13,7 @@ use aya_log::EbpfLogger;
 use rustix::net::sockopt::socket_cookie;
 use sidecar_common::record::{
     EVENT_CONNECT_REFUSED, EVENT_EGRESS_DENIED, EVENT_INBOUND_REFUSED, EVENT_SPLICE,
-    EVENT_UNPAIRED, Event,
+    EVENT_PROXY_AWAY, EVENT_UNPAIRED, Event,
 };
 use tokio::{io::unix::AsyncFd, time::sleep};
 use tracing::{debug, warn};
@@ -88,7 +88,7 @@ pub type KernelLog = EbpfLogger<&'static dyn log::Log>;
 /// When each kind was said last of one workload.
 #[derive(Default)]
 struct Said {
-    kinds: [Option<Instant>; 6],
+    kinds: [Option<Instant>; 7],
     /// Denied destinations, with the rule.
     denied: HashMap<(SocketAddr, i32), Instant>,
 }
@@ -143,6 +143,9 @@ async fn handle(event: &Event, workload: &str, tables: &Tables, said: &mut Said)
         }
         EVENT_CONNECT_REFUSED if news => {
             warn!(workload, %address, "outbound connections are refused: the workload has too many under way, or the kernel has no memory for what has to be remembered of one");
+        }
+        EVENT_PROXY_AWAY if news => {
+            warn!(workload, %address, "outbound connections are refused: the proxy does not listen");
         }
         EVENT_UNPAIRED if news => {
             warn!(workload, %address, "a connection stays on TCP: the map of flows is full, or its key is taken");

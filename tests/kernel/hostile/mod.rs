@@ -8,6 +8,7 @@ mod handed;
 mod listeners;
 mod places;
 mod programs;
+mod thief;
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
