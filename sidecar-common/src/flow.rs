@@ -51,7 +51,8 @@ impl FlowKey {
 }
 
 /// What a connecting socket leaves before its SYN for the socket that will be accepted, under the flow of that one.
-/// `HANDOVERS` has one for each connection within a workload, `PAIRINGS` for connections between workloads.
+/// `HANDOVERS` has one for each connection of an application to its proxy, `DIALS` for each of a proxy's own, `PAIRINGS` for connections
+/// between workloads.
 ///
 /// Written by the connecting socket under its lock, but for `LOCAL`; taken by the accepted one.
 #[repr(C)]

@@ -22,6 +22,8 @@ pub const LISTENERS: &str = "LISTENERS";
 pub const SOCKETS: &str = "SOCKETS";
 /// What connecting ends leave for accepting ends of the same workload, a map for each workload.
 pub const HANDOVERS: &str = "HANDOVERS";
+/// What a proxy's own connections leave, a map for each workload: no application can use it up.
+pub const DIALS: &str = "DIALS";
 /// Sockets whose both ends are on this node.
 pub const FLOWS: &str = "FLOWS";
 /// What connecting ends leave for accepting ends of other workloads.
@@ -43,7 +45,7 @@ pub const KUBELET_CONNECTIONS: &str = "KUBELET_CONNECTIONS";
 pub const KUBELET_CONNECTIONS_LOST: &str = "KUBELET_CONNECTIONS_LOST";
 
 /// Maps that every sidecar on the node shares, pinned by name.
-pub const SHARED_MAPS: [&str; 19] = [
+pub const SHARED_MAPS: [&str; 20] = [
     WORKLOADS,
     CGROUPS,
     PORTS,
@@ -55,6 +57,7 @@ pub const SHARED_MAPS: [&str; 19] = [
     LISTENERS,
     SOCKETS,
     HANDOVERS,
+    DIALS,
     PAIRINGS,
     FLOWS,
     HALF_FLOWS,

@@ -7,7 +7,7 @@ pub const MAX_WORKLOADS: u32 = 4096;
 /// Flows redirected at once at most; beyond it connections stay on TCP and are counted.
 pub const MAX_FLOWS: u32 = 65_536;
 
-/// Connections of one workload at once that are being made: beyond it, they are refused.
+/// Connections of one workload's application at once that are being made, and of its proxy: beyond it, they are refused.
 pub const MAX_HANDOVERS: u32 = 8192;
 /// Connections between workloads of the node at once that are being made and still find each other for redirect.
 pub const MAX_PAIRINGS: u32 = 16_384;

@@ -61,7 +61,7 @@ impl SocketState {
     pub const STEERED: u32 = 2;
     /// In `FLOWS` and `HALF_FLOWS`.
     pub const IN_MAP: u32 = 4;
-    /// This socket left a record in `HANDOVERS`.
+    /// This socket left a record in `HANDOVERS`, or `DIALS`.
     pub const HANDOVER: u32 = 8;
     /// Multipath TCP: steered, never redirected.
     pub const MULTIPATH: u32 = 16;

@@ -111,7 +111,9 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
     state.shown_peer = Address::default();
     state.flags &= SocketState::PROXY | SocketState::MULTIPATH;
     if state.is(SocketState::PROXY) {
-        return None;
+        // Where it cannot be known as the proxy's own, the proxy may be handed it, and so on.
+        let kept = rendezvous::reserve(state, ctx.cookie());
+        return kept.is_none().then(|| refuse(id, destination));
     }
     let target = Key::new(
         WHOLE_TARGET,

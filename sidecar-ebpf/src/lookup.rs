@@ -14,8 +14,7 @@ use crate::{
     context::{now_ns, packet, read, update},
     counters::{count, event},
     kubelet::is_of_kubelet,
-    maps::{CLOSED_UNTIL, LISTENERS, LISTENING, PAIRINGS, WORKLOADS},
-    rendezvous,
+    maps::{CLOSED_UNTIL, DIALS, HANDOVERS, LISTENERS, LISTENING, PAIRINGS, WORKLOADS},
     sock_create::TCP,
 };
 
@@ -45,12 +44,15 @@ fn try_lookup(ctx: &SkLookupContext) -> Option<u32> {
     if let Some(record) = PAIRINGS.get_ptr_mut(&flow.between_networks()) {
         mark_local(record);
     }
-    if let Some(record) = rendezvous::of_workload(id).and_then(|own| own.get_ptr_mut(&flow)) {
+    if let Some(record) = DIALS.get(id).and_then(|own| own.get_ptr_mut(&flow)) {
         mark_local(record);
-        if read(record).is(Rendezvous::OF_PROXY) {
-            // The proxy's own connection, whatever its addresses: handed to the proxy again it would go round for ever.
-            return Some(SK_PASS);
-        }
+        // The proxy's own connection, whatever its addresses: handed to the proxy again it would go round for ever.
+        return Some(SK_PASS);
+    }
+    let steered = || HANDOVERS.get(id).is_some_and(|left| left.get_ptr(&flow).is_some());
+    if local.ip.is_loopback() && steered() {
+        // Steered to the proxy, from a socket that is bound to another address.
+        return Some(SK_PASS);
     }
     let rule = port_rule(id, INBOUND, local.port);
     let verdict = decide::inbound(workload, local.ip, remote.ip, port(id, local), rule);

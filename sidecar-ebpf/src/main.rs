@@ -4,7 +4,7 @@
 //! | program | hook | attached to |
 //! |---|---|---|
 //! | `sock_create` | cgroup/sock_create | the workload's and the proxy's cgroup |
-//! | `cgroup_connect4`, `6` | cgroup/connect4, 6 | the workload's cgroup |
+//! | `cgroup_connect4`, `6` | cgroup/connect4, 6 | the workload's and the proxy's cgroup |
 //! | `lookup_inbound` | sk_lookup | the workload's network namespace |
 //! | `getpeername4`, `6` | cgroup/getpeername4, 6 | the workload's cgroup |
 //! | `cgroup_getsockopt`, `cgroup_setsockopt` | cgroup/getsockopt, setsockopt | the proxy's cgroup |

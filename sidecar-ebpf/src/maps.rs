@@ -58,10 +58,14 @@ pub static LISTENERS: SockMap<WORKLOAD_SLOTS> = SockMap::new();
 #[btf_map]
 pub static SOCKETS: SocketStorage<SocketState> = SocketStorage::new();
 
-/// What connecting sockets leave for accepted ones of the same workload: a map for each workload, made when it is enrolled,
+/// What applications' connecting sockets leave for accepted ones of the same workload: a map for each workload, made when it is enrolled,
 /// so that none can use up another's.
 #[btf_map]
 pub static HANDOVERS: ArrayOfMaps<Handovers, WORKLOAD_SLOTS> = ArrayOfMaps::new();
+
+/// The same of proxies' own connections, so that their applications cannot use it up.
+#[btf_map]
+pub static DIALS: ArrayOfMaps<Handovers, WORKLOAD_SLOTS> = ArrayOfMaps::new();
 
 pub type Handovers = HashMap<FlowKey, Rendezvous, { MAX_HANDOVERS as usize }, NO_PREALLOC>;
 

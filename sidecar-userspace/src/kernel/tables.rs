@@ -66,6 +66,7 @@ pub struct Tables {
     profiles: HashMap<MapData, PortKey, sidecar_common::record::Profile>,
     counters: PerCpuArray<MapData, Counters>,
     handovers: ArrayOfMaps<MapData, Handovers>,
+    dials: ArrayOfMaps<MapData, Handovers>,
     pairings: Handovers,
     half_flows: HashMap<MapData, u64, HalfFlow>,
     flows: SockHash<MapData, u64>,
@@ -100,6 +101,7 @@ fn of(name: &'static str) -> impl Fn(MapError) -> LoadError {
 /// the types of what the own maps hold; those that are made later know none, and before Linux 6.2 that makes them other maps.
 pub fn make_arrays(directory: &Path) -> Result<(), LoadError> {
     make_array::<FlowKey, Rendezvous>(directory, names::HANDOVERS, MAX_HANDOVERS)?;
+    make_array::<FlowKey, Rendezvous>(directory, names::DIALS, MAX_HANDOVERS)?;
     make_array::<ListeningKey, u64>(directory, names::LISTENING, MAX_LISTENING)
 }
 
@@ -149,6 +151,7 @@ impl Tables {
             profiles: typed(bpf, names::PROFILES)?,
             counters: typed(bpf, names::COUNTERS)?,
             handovers: typed(bpf, names::HANDOVERS)?,
+            dials: typed(bpf, names::DIALS)?,
             pairings: typed(bpf, names::PAIRINGS)?,
             half_flows: typed(bpf, names::HALF_FLOWS)?,
             flows: typed(bpf, names::FLOWS)?,
@@ -174,6 +177,7 @@ impl Tables {
             profiles: pinned(directory, names::PROFILES, Map::HashMap)?,
             counters: pinned(directory, names::COUNTERS, Map::PerCpuArray)?,
             handovers: pinned(directory, names::HANDOVERS, Map::ArrayOfMaps)?,
+            dials: pinned(directory, names::DIALS, Map::ArrayOfMaps)?,
             pairings: pinned(directory, names::PAIRINGS, Map::LruHashMap)?,
             half_flows: pinned(directory, names::HALF_FLOWS, Map::HashMap)?,
             flows: pinned(directory, names::FLOWS, Map::SockHash)?,
@@ -191,7 +195,8 @@ impl Tables {
             (names::PORTS, self.ports.keys().count()),
             (names::CIDRS, self.cidrs.keys().count()),
             (names::DENIALS, self.denials.keys().count()),
-            (names::HANDOVERS, self.waiting_handovers()),
+            (names::HANDOVERS, self.waiting(&self.handovers)),
+            (names::DIALS, self.waiting(&self.dials)),
             (names::PAIRINGS, self.pairings.keys().count()),
             (names::HALF_FLOWS, self.half_flows.keys().count()),
             (names::KUBELET_CONNECTIONS, self.probes.keys().count()),
@@ -341,29 +346,42 @@ impl Tables {
             self.empty_own(slot);
             return Ok(());
         }
-        let (handovers, listening) = (&mut self.handovers, &mut self.listening);
-        // The two waits are one.
+        let listening = &mut self.listening;
+        let make = |all: &mut ArrayOfMaps<MapData, Handovers>| {
+            let made = Handovers::create(MAX_HANDOVERS, NO_PREALLOC)?;
+            all.set(slot, &made, ANY)
+        };
+        let waits = [
+            (names::HANDOVERS, &mut self.handovers),
+            (names::DIALS, &mut self.dials),
+        ];
+        // The waits are one.
         thread::scope(|scope| {
-            let handed_over = scope.spawn(move || {
-                let made = Handovers::create(MAX_HANDOVERS, NO_PREALLOC)?;
-                handovers.set(slot, &made, ANY)
-            });
+            let waits = waits.map(|(name, all)| (name, scope.spawn(move || make(all))));
             let made = Listening::create(MAX_LISTENING, NO_PREALLOC);
             made.and_then(|made| listening.set(slot, &made, ANY))
                 .map_err(of(names::LISTENING))?;
-            let handed_over = handed_over.join().unwrap_or(Err(MapError::KeyNotFound));
-            handed_over.map_err(of(names::HANDOVERS))
+            for (name, made) in waits {
+                let made = made.join().unwrap_or(Err(MapError::KeyNotFound));
+                made.map_err(of(name))?;
+            }
+            Ok(())
         })
     }
 
     /// Whether the slot has maps of its own, from whichever workload.
     pub fn has_own(&self, slot: u32) -> bool {
-        self.handovers.get(&slot, 0).is_ok() && self.listening.get(&slot, 0).is_ok()
+        self.handovers.get(&slot, 0).is_ok()
+            && self.dials.get(&slot, 0).is_ok()
+            && self.listening.get(&slot, 0).is_ok()
     }
 
     fn empty_own(&mut self, slot: u32) {
         // Best effort by nature: what is gone already is what is wanted.
-        if let Ok(mut handovers) = self.handovers.get(&slot, 0) {
+        for all in [&self.handovers, &self.dials] {
+            let Ok(mut handovers) = all.get(&slot, 0) else {
+                continue;
+            };
             let left: Vec<FlowKey> = handovers.keys().flatten().collect();
             for flow in left {
                 let _ = handovers.remove(&flow);
@@ -375,13 +393,6 @@ impl Tables {
                 let _ = listening.remove(&place);
             }
         }
-    }
-
-    /// What the workload in `slot` has handed over and nobody has taken.
-    pub fn handovers_of(&self, slot: u32) -> Vec<(FlowKey, Rendezvous)> {
-        let handovers = self.handovers.get(&slot, 0);
-        let entries = handovers.map(|handovers| handovers.iter().flatten().collect());
-        entries.unwrap_or_default()
     }
 
     /// Removes what sockets have left behind whose end no hook has told, because another program on their cgroup had the
@@ -397,16 +408,19 @@ impl Tables {
             }
         }
         for slot in slots {
-            if let Ok(mut handovers) = self.handovers.get(slot, 0) {
-                remove_forgotten(&mut handovers);
+            for all in [&self.handovers, &self.dials] {
+                if let Ok(mut handovers) = all.get(slot, 0) {
+                    remove_forgotten(&mut handovers);
+                }
             }
         }
         remove_forgotten(&mut self.pairings);
     }
 
-    fn waiting_handovers(&self) -> usize {
-        let slots = 0..self.handovers.len();
-        slots.map(|slot| self.handovers_of(slot).len()).sum()
+    /// How many have been left in the maps of all workloads, and not been taken.
+    fn waiting(&self, all: &ArrayOfMaps<MapData, Handovers>) -> usize {
+        let own = (0..all.len()).filter_map(|slot| all.get(&slot, 0).ok());
+        own.map(|handovers| handovers.keys().count()).sum()
     }
 
     /// Forgets everything about the workload in `slot`.

@@ -49,7 +49,7 @@ fn another_sock_ops_program_leaves_nothing_behind() {
             let inspected = agent.inspect()?;
             let layouts = inspected["entries"].as_object().into_iter().flatten();
             let left = layouts.flat_map(|(_, maps)| {
-                ["HALF_FLOWS", "HANDOVERS", "PAIRINGS"].map(|name| maps[name].as_u64())
+                ["HALF_FLOWS", "HANDOVERS", "DIALS", "PAIRINGS"].map(|name| maps[name].as_u64())
             });
             Ok(left.flatten().sum::<u64>() == 0)
         })
