@@ -76,7 +76,10 @@ fn connecting(ctx: &SockOpsContext) -> Option<()> {
     let tcp = socket.tcp();
     let initial_seq = tcp.and_then(|tcp| tcp.write_seq()).unwrap_or(0);
     state.start_seq = initial_seq.wrapping_add(1);
-    let suits = state.is(SocketState::PROXY) || tcp.is_some_and(nonblocking);
+    let proxy = state.is(SocketState::PROXY);
+    // Subflows of Multipath TCP, which the kernel makes itself, have their protocol on top of TCP, as kernel TLS is: neither enters
+    // the map.
+    let suits = tcp.is_some_and(|tcp| !tcp.has_ulp() && (proxy || nonblocking(tcp)));
     let pays = suits && allowed(state) && pays(state);
     let flag = |on: bool, flag: u32| if on { flag } else { 0 };
     let record = Rendezvous {
@@ -175,7 +178,11 @@ fn enter(
     state: &mut SocketState,
     record: *mut Rendezvous,
 ) -> Option<()> {
-    let read_seq = socket.tcp()?.copied_seq()?;
+    let tcp = socket.tcp()?;
+    if tcp.has_ulp() {
+        return None;
+    }
+    let read_seq = tcp.copied_seq()?;
     pair::insert(ctx, socket, state, 0)?;
     update(record, |r: &mut Rendezvous| {
         r.answered_seq = read_seq.wrapping_sub(1);
@@ -246,7 +253,7 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
     if within.is_none() {
         rendezvous::forget_pairing(state);
     }
-    if record.is(Rendezvous::TCP_ONLY) || !allowed(state) {
+    if record.is(Rendezvous::TCP_ONLY) || !allowed(state) || tcp.has_ulp() {
         return None;
     }
     if !proxy
