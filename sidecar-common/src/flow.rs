@@ -101,6 +101,22 @@ impl Rendezvous {
     }
 }
 
+/// A connection of the kubelet, under the flow of the socket that will be accepted. Written before its SYN.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct KubeletConnection {
+    /// Cookie of the kubelet's socket.
+    pub owner: u64,
+    /// When it began, in nanoseconds of the monotonic clock.
+    pub since_ns: u64,
+}
+
+impl KubeletConnection {
+    /// How long it may take to arrive: only its SYN is looked at, which is sent again after 1, 3 and 7 s. Addresses and ports mean
+    /// somebody else later.
+    pub const FRESH_NS: u64 = 10_000_000_000;
+}
+
 /// One end of a connection whose sockets are in `FLOWS`, as others may see it; keyed by its socket cookie. A socket
 /// writes its own entry, under its lock, except where a field says otherwise.
 #[repr(C)]
@@ -160,6 +176,8 @@ mod user {
     unsafe impl aya::Pod for super::Rendezvous {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::HalfFlow {}
+    // SAFETY: repr(C), no padding, any bytes are a value.
+    unsafe impl aya::Pod for super::KubeletConnection {}
 }
 
 #[cfg(test)]

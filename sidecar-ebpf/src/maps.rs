@@ -8,7 +8,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use sidecar_common::{
-    flow::{FlowKey, HalfFlow, Rendezvous},
+    flow::{FlowKey, HalfFlow, KubeletConnection, Rendezvous},
     record::{Counters, Event, Profile},
     settings::{
         Cgroup, CidrTarget, DenyTarget, ListeningKey, MAX_FLOWS, MAX_HANDOVERS,
@@ -93,11 +93,11 @@ pub static EVENTS: RingBuf<Event, { 256 * 1024 }> = RingBuf::new();
 #[btf_map]
 pub static MSG_PROGRAMS: ProgramArray<1> = ProgramArray::new();
 
-/// Keyed by the flow of the socket that will be accepted, with the cookie of the connecting one.
+/// Keyed by the flow of the socket that will be accepted.
 #[btf_map]
 pub static KUBELET_CONNECTIONS: HashMap<
     FlowKey,
-    u64,
+    KubeletConnection,
     { MAX_KUBELET_CONNECTIONS as usize },
     NO_PREALLOC,
 > = HashMap::new();

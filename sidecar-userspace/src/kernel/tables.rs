@@ -22,7 +22,7 @@ use aya::{
     util::nr_cpus,
 };
 use sidecar_common::{
-    flow::{FlowKey, HalfFlow, Rendezvous},
+    flow::{FlowKey, HalfFlow, KubeletConnection, Rendezvous},
     names,
     record::{Counter, Counters},
     settings::{
@@ -70,8 +70,10 @@ pub struct Tables {
     pairings: Handovers,
     half_flows: HashMap<MapData, u64, HalfFlow>,
     flows: SockHash<MapData, u64>,
-    probes: HashMap<MapData, FlowKey, u64>,
+    probes: HashMap<MapData, FlowKey, KubeletConnection>,
     probes_lost: PerCpuArray<MapData, u64>,
+    /// Cookies in `half_flows` that were not in `flows` at the last look.
+    suspects: BTreeSet<u64>,
     /// What is in `ports`, `cidrs` and `denials`.
     rules: Known,
 }
@@ -129,9 +131,14 @@ fn remove_forgotten(records: &mut Handovers) {
         now_ns.saturating_sub(record.since_ns) > lasts_ns
     };
     let left: Vec<_> = records.iter().flatten().filter(forgotten).collect();
-    for (flow, _) in left {
-        // Not there: that is what is wanted.
-        let _ = records.remove(&flow);
+    for (flow, record) in left {
+        // The same addresses and ports may be those of a new connection.
+        if records
+            .get(&flow, 0)
+            .is_ok_and(|now| now.owner == record.owner)
+        {
+            let _ = records.remove(&flow);
+        }
     }
 }
 
@@ -157,6 +164,7 @@ impl Tables {
             flows: typed(bpf, names::FLOWS)?,
             probes: typed(bpf, names::KUBELET_CONNECTIONS)?,
             probes_lost: typed(bpf, names::KUBELET_CONNECTIONS_LOST)?,
+            suspects: BTreeSet::new(),
             rules: Known::default(),
         })
     }
@@ -183,6 +191,7 @@ impl Tables {
             flows: pinned(directory, names::FLOWS, Map::SockHash)?,
             probes: pinned(directory, names::KUBELET_CONNECTIONS, Map::HashMap)?,
             probes_lost: pinned(directory, names::KUBELET_CONNECTIONS_LOST, Map::PerCpuArray)?,
+            suspects: BTreeSet::new(),
             rules: Known::default(),
         })
     }
@@ -398,15 +407,18 @@ impl Tables {
     /// Removes what sockets have left behind whose end no hook has told, because another program on their cgroup had the
     /// kernel call it alone. `slots`: the workloads to look at.
     pub fn collect_garbage(&mut self, slots: &[u32]) {
-        // In this order: a socket that enters meanwhile is in the first of the two maps before it is in the second.
-        let noted: Vec<u64> = self.half_flows.keys().flatten().collect();
-        if !noted.is_empty() {
-            let alive: BTreeSet<u64> = self.flows.keys().flatten().collect();
-            for cookie in noted.iter().filter(|cookie| !alive.contains(cookie)) {
-                // Not there: that is what is wanted.
-                let _ = self.half_flows.remove(cookie);
-            }
+        let noted: BTreeSet<u64> = self.half_flows.keys().flatten().collect();
+        let alive: BTreeSet<u64> = match noted.is_empty() {
+            true => BTreeSet::new(),
+            false => self.flows.keys().flatten().collect(),
+        };
+        let dead: BTreeSet<u64> = noted.difference(&alive).copied().collect();
+        // A socket that enters is in the first of the two maps before it is in the second: only who is not there twice has gone.
+        for cookie in dead.intersection(&self.suspects) {
+            // Not there: that is what is wanted.
+            let _ = self.half_flows.remove(cookie);
         }
+        self.suspects = dead;
         for slot in slots {
             for all in [&self.handovers, &self.dials] {
                 if let Ok(mut handovers) = all.get(slot, 0) {
@@ -415,6 +427,16 @@ impl Tables {
             }
         }
         remove_forgotten(&mut self.pairings);
+        let now_ns = monotonic_ns();
+        let old = |noted: &KubeletConnection| now_ns.saturating_sub(noted.since_ns) > FORGOTTEN_NS;
+        let left = self.probes.iter().flatten();
+        let left: Vec<_> = left.filter(|(_, noted)| old(noted)).collect();
+        for (flow, noted) in left {
+            // The same addresses and ports may be those of a new connection.
+            if self.probes.get(&flow, 0).is_ok_and(|now| now == noted) {
+                let _ = self.probes.remove(&flow);
+            }
+        }
     }
 
     /// How many have been left in the maps of all workloads, and not been taken.

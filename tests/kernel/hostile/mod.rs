@@ -7,7 +7,7 @@ mod floods;
 mod handed;
 mod listeners;
 mod places;
-mod programs;
+pub mod programs;
 mod thief;
 
 use std::{net::SocketAddr, path::Path, time::Duration};

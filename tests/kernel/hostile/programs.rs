@@ -6,7 +6,7 @@ use sidecar_tests::world::{Agent, Pod, World, wait};
 use super::{GREET, SOON, application, call_from, open, python};
 
 /// Attaches a sock_ops program to the cgroup, which asks for calls of its own and for no others. Argument: the cgroup.
-const SOCK_OPS: &str = r#"
+pub const SOCK_OPS: &str = r#"
 import ctypes, os, struct, sys, time
 libc = ctypes.CDLL(None, use_errno=True)
 def bpf(command, attributes):
