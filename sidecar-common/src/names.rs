@@ -32,6 +32,8 @@ pub const PAIRINGS: &str = "PAIRINGS";
 pub const HALF_FLOWS: &str = "HALF_FLOWS";
 /// How redirect fares by port.
 pub const PROFILES: &str = "PROFILES";
+/// What the kernel half keeps of each workload itself.
+pub const ACCOUNTS: &str = "ACCOUNTS";
 /// Counters by workload, per CPU.
 pub const COUNTERS: &str = "COUNTERS";
 /// Events, of one sidecar's programs: a ring buffer has one reader.
@@ -45,7 +47,7 @@ pub const KUBELET_CONNECTIONS: &str = "KUBELET_CONNECTIONS";
 pub const KUBELET_CONNECTIONS_LOST: &str = "KUBELET_CONNECTIONS_LOST";
 
 /// Maps that every sidecar on the node shares, pinned by name.
-pub const SHARED_MAPS: [&str; 20] = [
+pub const SHARED_MAPS: [&str; 21] = [
     WORKLOADS,
     CGROUPS,
     PORTS,
@@ -62,6 +64,7 @@ pub const SHARED_MAPS: [&str; 20] = [
     FLOWS,
     HALF_FLOWS,
     PROFILES,
+    ACCOUNTS,
     COUNTERS,
     MSG_PROGRAMS,
     KUBELET_CONNECTIONS,

@@ -174,6 +174,33 @@ impl Default for Counters {
     }
 }
 
+/// What the kernel half keeps of a workload itself. Userspace resets it while the workload is not steered, and never writes it else, so
+/// that nothing that is learned meanwhile is lost.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Account {
+    /// When a process of the application first read a socket with `splice`, in nanoseconds of the monotonic clock; 0: none has.
+    pub application_splices_ns: u64,
+    /// The same of the proxy.
+    pub proxy_splices_ns: u64,
+    /// When the second began that the counts of events are of.
+    pub events_since_ns: u64,
+    /// Events in that second that are for people.
+    pub events: u32,
+    /// Events in that second that say who reads with `splice`.
+    pub splice_events: u32,
+    /// Entries in `PROFILES`.
+    pub profiles: u32,
+    pub _pad: u32,
+}
+
+/// Events of one workload in a second: all share one ring buffer, and what is counted is counted all the same.
+pub const MAX_EVENTS: u32 = 128;
+/// Of those that somebody has to act upon.
+pub const MAX_SPLICE_EVENTS: u32 = 512;
+/// Ports of one workload of which it is known how redirect fares. On the others it counts as worth it.
+pub const MAX_PROFILES_EACH: u32 = 256;
+
 /// What userspace is told at once, through the ring buffer.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,7 +233,7 @@ pub const EVENT_CONNECT_REFUSED: u32 = 5;
 /// Outbound connection refused: the proxy does not listen. `address`: what the application asked for.
 pub const EVENT_PROXY_AWAY: u32 = 6;
 
-const _: () = assert!(size_of::<Event>() == 40);
+const _: () = assert!(size_of::<Event>() == 40 && size_of::<Account>() == 40);
 
 /// How redirect fares on a port of a workload, so that flows that only fall back stop being inserted.
 #[repr(C)]
@@ -228,6 +255,8 @@ mod user {
     unsafe impl aya::Pod for super::Event {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Profile {}
+    // SAFETY: repr(C), padded by hand, any bytes are a value.
+    unsafe impl aya::Pod for super::Account {}
 
     use super::Event;
     use crate::address::{Address, Ip};

@@ -52,15 +52,14 @@ pub struct Workload {
     pub enrolment: u64,
     /// Cookie of the workload's network namespace.
     pub netns: u64,
-    /// When the first of the `SPLICES` flags was set, in nanoseconds of the monotonic clock.
-    pub splices_since_ns: u64,
 }
 
 /// In use.
 pub const WORKLOAD_ENROLLED: u32 = 1;
 /// Redirect is allowed.
 pub const WORKLOAD_REDIRECT: u32 = 2;
-/// A process of the application read a socket with `splice`: never redirect towards it.
+/// A process of the application read a socket with `splice`: never redirect towards it. Never in the map: it follows from the workload's
+/// `Account`.
 pub const WORKLOAD_SPLICES: u32 = 4;
 /// As above, for the proxy.
 pub const WORKLOAD_PROXY_SPLICES: u32 = 16;
@@ -170,7 +169,7 @@ pub struct LoadConstants {
 
 const _: () = assert!(
     size_of::<DenyTarget>() == 24
-        && size_of::<Workload>() == 40
+        && size_of::<Workload>() == 32
         && size_of::<CidrTarget>() == 20
         && size_of::<PortKey>() == 8
 );

@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use sidecar_common::{
     flow::{FlowKey, HalfFlow, KubeletConnection, Rendezvous},
-    record::{Counters, Event, Profile},
+    record::{Account, Counters, Event, Profile},
     settings::{
         Cgroup, CidrTarget, DenyTarget, ListeningKey, MAX_FLOWS, MAX_HANDOVERS,
         MAX_KUBELET_CONNECTIONS, MAX_LISTENING, MAX_PAIRINGS, MAX_WORKLOADS, PortKey, Workload,
@@ -83,6 +83,9 @@ pub static HALF_FLOWS: HashMap<u64, HalfFlow, FLOW_SLOTS, NO_PREALLOC> = HashMap
 
 #[btf_map]
 pub static PROFILES: HashMap<PortKey, Profile, 16_384, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub static ACCOUNTS: Array<Account, WORKLOAD_SLOTS> = Array::new();
 
 #[btf_map]
 pub static COUNTERS: PerCpuArray<Counters, WORKLOAD_SLOTS> = PerCpuArray::new();

@@ -14,7 +14,7 @@ use sidecar_ebpf::evidence::{self, Kernel, Receiver, Redirected};
 use crate::{
     context::{Entry, LOAD_CONSTANTS, TcpSocket, sender, tail_call},
     counters::count,
-    enrolment::enrolled,
+    enrolment::{enrolled, splices},
     maps::{FLOWS, HALF_FLOWS, MSG_PROGRAMS, SOCKETS},
 };
 
@@ -91,7 +91,7 @@ impl Kernel for Maps {
     fn workload(&self, index: u32, enrolment: u64) -> Option<Receiver> {
         let workload = enrolled(index, enrolment)?;
         Some(Receiver {
-            flags: workload.flags,
+            flags: workload.flags | splices(index),
             credit_bytes: workload.credit_bytes,
         })
     }

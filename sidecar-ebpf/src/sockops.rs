@@ -18,7 +18,7 @@ use crate::{
     connect::port_rule,
     context::{Ends, LOAD_CONSTANTS, Operation, Socket, TcpSocket, now_ns, read, update},
     counters::count,
-    enrolment::workload_of,
+    enrolment::{splices, workload_of},
     maps::{CLOSED_UNTIL, LISTENING, NAMESPACES, PROFILES, SOCKETS, WORKLOADS},
     pair, rendezvous,
 };
@@ -124,7 +124,7 @@ fn allowed(state: &SocketState) -> bool {
         && LOAD_CONSTANTS.load().redirect != 0
         && workload_of(state).is_some_and(|w| {
             w.flags & WORKLOAD_REDIRECT != 0
-                && (state.is(SocketState::PROXY) || w.flags & WORKLOAD_SPLICES == 0)
+                && (state.is(SocketState::PROXY) || splices(state.workload) & WORKLOAD_SPLICES == 0)
         })
         && port_rule(state.workload, state.direction, state.service_port) & PORT_NO_REDIRECT == 0
 }

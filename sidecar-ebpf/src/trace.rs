@@ -4,13 +4,14 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use sidecar_common::{
     address::Address,
     record::{Counter, EVENT_SPLICE},
-    settings::{ROLE_PROXY, WORKLOAD_PROXY_SPLICES, WORKLOAD_SPLICES},
+    settings::ROLE_PROXY,
 };
 
 use crate::{
     context::{LOAD_CONSTANTS, SystemCall, entry, now_ns},
     counters::{count, event_of_task},
-    maps::WORKLOADS,
+    enrolment::enrolled,
+    maps::ACCOUNTS,
     member::member_of_current,
 };
 
@@ -35,21 +36,21 @@ fn try_splice() -> Option<()> {
     }
     let member = member_of_current()?;
     let fd = call.first_argument()? as i32;
-    let workload = entry(WORKLOADS.get_ptr_mut(member.workload)?);
+    enrolled(member.workload, member.enrolment)?;
+    let account = entry(ACCOUNTS.get_ptr_mut(member.workload)?);
     let now_ns = now_ns();
-    let splices = if member.role == ROLE_PROXY {
-        WORKLOAD_PROXY_SPLICES
+    let since_ns = if member.role == ROLE_PROXY {
+        &mut account.proxy_splices_ns
     } else {
-        WORKLOAD_SPLICES
+        &mut account.application_splices_ns
     };
-    if workload.flags & splices == 0 {
-        workload.splices_since_ns = now_ns;
-        workload.flags |= splices;
+    if *since_ns == 0 {
+        *since_ns = now_ns;
         count(member.workload, Counter::Splice, 1);
     }
     // Flows that hold redirected bytes already are the ones in trouble: userspace looks at each socket that is
     // read so in the beginning.
-    if now_ns - workload.splices_since_ns < CAUGHT_NS {
+    if now_ns - *since_ns < CAUGHT_NS {
         event_of_task(EVENT_SPLICE, member.workload, fd, Address::default());
     }
     Some(())

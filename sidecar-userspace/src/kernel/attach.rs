@@ -15,7 +15,7 @@ use aya_log::EbpfLogger;
 use sidecar_common::{
     names,
     record::Counter,
-    settings::{WORKLOAD_PROXY_SPLICES, WORKLOAD_REDIRECT, Workload},
+    settings::{WORKLOAD_REDIRECT, Workload},
 };
 use thiserror::Error;
 use tracing::warn;
@@ -285,15 +285,11 @@ impl Observer for Enrolment {
 
     fn take_splice(&mut self) -> Result<bool, String> {
         let slot = self.slot();
-        let workload = self.tables.workload(slot).map_err(|e| e.to_string())?;
-        let cleared = Workload {
-            flags: workload.flags & !WORKLOAD_PROXY_SPLICES,
-            ..workload
-        };
+        let account = self.tables.account(slot).map_err(|e| e.to_string())?;
         self.tables
-            .set_workload(slot, cleared)
+            .reset_account(slot)
             .map_err(|e| e.to_string())?;
-        Ok(workload.flags & WORKLOAD_PROXY_SPLICES != 0)
+        Ok(account.proxy_splices_ns != 0)
     }
 }
 

@@ -24,7 +24,7 @@ use aya::{
 use sidecar_common::{
     flow::{FlowKey, HalfFlow, KubeletConnection, Rendezvous},
     names,
-    record::{Counter, Counters},
+    record::{Account, Counter, Counters},
     settings::{
         Cgroup as CgroupEntry, CidrTarget, DenyTarget, LISTENING_EXCLUDED, ListeningKey,
         MAX_HANDOVERS, MAX_LISTENING, MAX_WORKLOADS, PortKey, Workload,
@@ -64,6 +64,7 @@ pub struct Tables {
     listeners: SockMap<MapData>,
     sockets: SkStorage<MapData, SocketState>,
     profiles: HashMap<MapData, PortKey, sidecar_common::record::Profile>,
+    accounts: Array<MapData, Account>,
     counters: PerCpuArray<MapData, Counters>,
     handovers: ArrayOfMaps<MapData, Handovers>,
     dials: ArrayOfMaps<MapData, Handovers>,
@@ -156,6 +157,7 @@ impl Tables {
             listeners: typed(bpf, names::LISTENERS)?,
             sockets: typed(bpf, names::SOCKETS)?,
             profiles: typed(bpf, names::PROFILES)?,
+            accounts: typed(bpf, names::ACCOUNTS)?,
             counters: typed(bpf, names::COUNTERS)?,
             handovers: typed(bpf, names::HANDOVERS)?,
             dials: typed(bpf, names::DIALS)?,
@@ -183,6 +185,7 @@ impl Tables {
             listeners: pinned(directory, names::LISTENERS, Map::SockMap)?,
             sockets: pinned(directory, names::SOCKETS, Map::SkStorage)?,
             profiles: pinned(directory, names::PROFILES, Map::HashMap)?,
+            accounts: pinned(directory, names::ACCOUNTS, Map::Array)?,
             counters: pinned(directory, names::COUNTERS, Map::PerCpuArray)?,
             handovers: pinned(directory, names::HANDOVERS, Map::ArrayOfMaps)?,
             dials: pinned(directory, names::DIALS, Map::ArrayOfMaps)?,
@@ -221,6 +224,18 @@ impl Tables {
         self.workloads
             .set(slot, workload, ANY)
             .map_err(of(names::WORKLOADS))
+    }
+
+    /// What the kernel half keeps of the workload in `slot` itself.
+    pub fn account(&self, slot: u32) -> Result<Account, LoadError> {
+        self.accounts.get(&slot, 0).map_err(of(names::ACCOUNTS))
+    }
+
+    /// Only while the workload is not steered.
+    pub fn reset_account(&mut self, slot: u32) -> Result<(), LoadError> {
+        self.accounts
+            .set(slot, Account::default(), ANY)
+            .map_err(of(names::ACCOUNTS))
     }
 
     /// Says that tasks in the cgroup with `id` belong to a workload; replaces what was said before.
@@ -487,6 +502,7 @@ impl Tables {
         for key in profiles {
             let _ = self.profiles.remove(&key);
         }
+        let _ = self.reset_account(slot);
         let zeroes = nr_cpus()
             .map_err(|(_, e)| e)
             .and_then(|cpus| vec![Counters::default(); cpus].try_into());

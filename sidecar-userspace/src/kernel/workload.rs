@@ -7,8 +7,7 @@ use std::{net::SocketAddr, path::Path};
 use aya::Ebpf;
 use rustix::net::getsockname;
 use sidecar_common::settings::{
-    Cgroup as CgroupEntry, ROLE_APPLICATION, ROLE_PROXY, WORKLOAD_PROXY_SPLICES, WORKLOAD_SPLICES,
-    Workload,
+    Cgroup as CgroupEntry, ROLE_APPLICATION, ROLE_PROXY, Workload,
 };
 use std::os::fd::BorrowedFd;
 use tracing::{info, warn};
@@ -310,8 +309,7 @@ impl Attached {
         outbound_port: u16,
         redirect: bool,
     ) -> Result<(), AttachError> {
-        let old = tables.workload(self.pins.slot)?;
-        let mut new = workload_entry(
+        let entry = workload_entry(
             steering,
             self.enrolment,
             self.netns,
@@ -319,10 +317,7 @@ impl Attached {
             redirect,
             self.own_namespace,
         );
-        // Learned by the kernel half, not configured.
-        new.flags |= old.flags & (WORKLOAD_SPLICES | WORKLOAD_PROXY_SPLICES);
-        new.splices_since_ns = old.splices_since_ns;
-        Ok(tables.set_workload(self.pins.slot, new)?)
+        Ok(tables.set_workload(self.pins.slot, entry)?)
     }
 
     /// Detaches everything and forgets the workload. `shared`: the directory that it is in.

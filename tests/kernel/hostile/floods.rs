@@ -2,8 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use anyhow::{Result, ensure};
-use sidecar_tests::world::{Agent, Pod, Running, Workload, World};
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use sidecar_tests::world::{Agent, Pod, Running, Workload, World, wait};
 
 use super::{GREET, SOON, application, call, call_from, closed, open};
 
@@ -126,6 +127,45 @@ fn an_application_takes_no_room_from_its_own_proxy() {
         let inbound = agent.kernel_events("b", "inbound")?;
         ensure!(inbound == 10, "10 connections became {inbound}");
         ensure!(agent.kernel_events("b", "handover_failed")? == 0);
+        Ok(())
+    });
+}
+
+/// Asks for what it may not have. Arguments: address, how often, and whether it goes on living.
+const DENIED: &str = r#"
+import socket, sys
+for n in range(int(sys.argv[2])):
+    s = socket.socket(); s.setblocking(False); s.connect_ex((sys.argv[1], 1 + n % 60000)); s.close()
+print("denied", flush=True)
+"#;
+
+/// All pods tell the agent through one ring buffer.
+#[test]
+fn events_of_one_pod_hide_none_of_another() {
+    World::play(|world| {
+        let agent = Agent::start(world)?;
+        let denied = || {
+            let denied = serde_json::json!([{ "name": "nobody", "cidrs": ["203.0.113.0/24"] }]);
+            open().set("outbound.deny", denied)
+        };
+        let hog = Pod::enrolled(&agent, "hog", &denied())?;
+        let pod = Pod::enrolled(&agent, "b", &denied())?;
+        let process = Pid::from_raw(i32::try_from(agent.pid()?)?).context("it has no pid")?;
+        kill_process(process, Signal::STOP)?;
+        let arguments = ["203.0.113.1", "20000"];
+        let flooded = application(&hog, "flood", DENIED, &arguments)?.finish(SOON);
+        let asked = application(&pod, "asks", DENIED, &["203.0.113.2", "1"])?.finish(SOON);
+        kill_process(process, Signal::CONT)?;
+        flooded?.success()?;
+        asked?.success()?;
+        wait::until_true("the other pod's denial to be told", SOON, || {
+            let log = agent.log()?;
+            let mut lines = log.lines();
+            Ok(lines.any(|line| line.contains("denied") && line.contains("203.0.113.2:1 ")))
+        })?;
+        // What is not told is counted.
+        let counted = agent.kernel_events("hog", "denied")?;
+        ensure!(counted == 20_000, "{counted} were counted");
         Ok(())
     });
 }

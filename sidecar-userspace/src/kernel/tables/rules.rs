@@ -173,7 +173,6 @@ pub fn workload_entry(
         _pad: 0,
         enrolment,
         netns,
-        splices_since_ns: 0,
     }
 }
 
