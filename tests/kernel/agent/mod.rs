@@ -5,6 +5,7 @@ mod anew;
 mod claims;
 mod csi;
 mod enrolment;
+mod failed;
 mod foreign;
 mod greedy;
 mod hostile;

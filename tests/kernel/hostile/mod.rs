@@ -8,6 +8,7 @@ mod handed;
 mod listeners;
 mod places;
 pub mod programs;
+mod storage;
 mod thief;
 
 use std::{net::SocketAddr, path::Path, time::Duration};
