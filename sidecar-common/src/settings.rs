@@ -174,7 +174,9 @@ const _: () = assert!(
         && size_of::<PortKey>() == 8
 );
 const _: () = assert!(
-    size_of::<ListeningKey>() == 20 && size_of::<LoadConstants>() == 52 && size_of::<Cgroup>() == 16
+    size_of::<ListeningKey>() == 20
+        && size_of::<LoadConstants>() == 52
+        && size_of::<Cgroup>() == 16
 );
 
 #[cfg(feature = "user")]

@@ -101,11 +101,7 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
     let again = state.is(SocketState::STEERING)
         && destination.ip.is_loopback()
         && destination.port == workload.outbound_port;
-    let destination = if again {
-        state.original
-    } else {
-        destination
-    };
+    let destination = if again { state.original } else { destination };
     // The socket may have been connected before.
     state.original = Address::default();
     state.shown_peer = Address::default();

@@ -220,14 +220,8 @@ fn evidence<K: Kernel>(
     bytes: u32,
     bulk: bool,
 ) -> Option<Evidence> {
-    let (workload, enrolment, to_proxy, socket) = receiver.read(|r| {
-        (
-            r.workload,
-            r.enrolment,
-            r.is(HalfFlow::OF_PROXY),
-            r.socket,
-        )
-    });
+    let (workload, enrolment, to_proxy, socket) =
+        receiver.read(|r| (r.workload, r.enrolment, r.is(HalfFlow::OF_PROXY), r.socket));
     let sender = kernel.tcp(state.socket);
     let receiver = kernel.tcp(socket);
     let workload = kernel.workload(workload, enrolment)?;

@@ -49,7 +49,11 @@ fn try_lookup(ctx: &SkLookupContext) -> Option<u32> {
         // The proxy's own connection, whatever its addresses: handed to the proxy again it would go round for ever.
         return Some(SK_PASS);
     }
-    let steered = || HANDOVERS.get(id).is_some_and(|left| left.get_ptr(&flow).is_some());
+    let steered = || {
+        HANDOVERS
+            .get(id)
+            .is_some_and(|left| left.get_ptr(&flow).is_some())
+    };
     if local.ip.is_loopback() && steered() {
         // Steered to the proxy, from a socket that is bound to another address.
         return Some(SK_PASS);

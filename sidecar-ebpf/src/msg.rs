@@ -5,10 +5,7 @@
 //! connection that exists. So what is attached is a stub that never changes; what it calls does.
 
 use aya_ebpf::{macros::sk_msg, programs::SkMsgContext};
-use sidecar_common::{
-    record::Counter,
-    socket_state::SocketState,
-};
+use sidecar_common::{record::Counter, socket_state::SocketState};
 use sidecar_ebpf::evidence::{self, Kernel, Receiver, Redirected};
 
 use crate::{

@@ -123,7 +123,6 @@ async fn proxied(
         enrolment.open_tables()?,
         enrolment.slot(),
         cgroups.application.clone(),
-        cgroups.proxy.clone(),
     ));
     if let Some(ring) = enrolment.take_events() {
         let (own, config) = (enrolment.slot(), config.clone());

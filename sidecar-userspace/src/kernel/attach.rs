@@ -286,9 +286,7 @@ impl Observer for Enrolment {
     fn take_splice(&mut self) -> Result<bool, String> {
         let slot = self.slot();
         let account = self.tables.account(slot).map_err(|e| e.to_string())?;
-        self.tables
-            .reset_account(slot)
-            .map_err(|e| e.to_string())?;
+        self.tables.reset_account(slot).map_err(|e| e.to_string())?;
         Ok(account.proxy_splices_ns != 0)
     }
 }

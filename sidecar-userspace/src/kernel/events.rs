@@ -12,8 +12,8 @@ use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
 use rustix::net::sockopt::socket_cookie;
 use sidecar_common::record::{
-    EVENT_CONNECT_REFUSED, EVENT_EGRESS_DENIED, EVENT_INBOUND_REFUSED, EVENT_SPLICE,
-    EVENT_PROXY_AWAY, EVENT_UNPAIRED, Event,
+    EVENT_CONNECT_REFUSED, EVENT_EGRESS_DENIED, EVENT_INBOUND_REFUSED, EVENT_PROXY_AWAY,
+    EVENT_SPLICE, EVENT_UNPAIRED, Event,
 };
 use tokio::{io::unix::AsyncFd, time::sleep};
 use tracing::{debug, warn};

@@ -10,7 +10,7 @@
 //! - [`census`], whether all of it is gone
 //! - [`selftest`], whether redirect may be switched on
 //! - [`events`], what it tells at once
-//! - [`listening`], where a workload listens
+//! - [`listening`], where a workload listens; [`held`], who holds which socket
 //! - [`exclusion`], cgroups whose processes are left alone; [`adopt`], sockets that were there before; [`record`], counters as metrics
 //! - [`links`], programs and what they are attached to; [`workload`], one workload's, from enrolment to leaving
 //! - [`attach`], a workload that its own sidecar holds; [`node`], the workloads that the node's agent holds
@@ -22,6 +22,7 @@ pub mod census;
 pub mod events;
 pub mod exclusion;
 pub mod features;
+pub mod held;
 #[cfg(test)]
 mod helpers;
 pub mod layout;

@@ -27,7 +27,7 @@ use sidecar_common::{
     record::{Account, Counter, Counters},
     settings::{
         Cgroup as CgroupEntry, CidrTarget, DenyTarget, LISTENING_EXCLUDED, ListeningKey,
-        MAX_HANDOVERS, MAX_LISTENING, MAX_WORKLOADS, PortKey, Workload,
+        MAX_HANDOVERS, MAX_LISTENING, MAX_WORKLOADS, PortKey, ROLE_APPLICATION, Workload,
     },
     socket_state::SocketState,
 };
@@ -279,6 +279,15 @@ impl Tables {
         let entries = self.cgroups.iter().flatten();
         entries
             .filter(|(_, entry)| entry.workload == slot && entry.role == role)
+            .map(|(id, _)| id)
+            .collect()
+    }
+
+    /// Of these, those that are not the application's: the proxy's, and what is excluded.
+    pub fn cgroups_left_alone(&self, slot: u32) -> BTreeSet<u64> {
+        let entries = self.cgroups.iter().flatten();
+        entries
+            .filter(|(_, entry)| entry.workload == slot && entry.role != ROLE_APPLICATION)
             .map(|(id, _)| id)
             .collect()
     }

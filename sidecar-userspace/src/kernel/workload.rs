@@ -6,9 +6,7 @@ use std::{net::SocketAddr, path::Path};
 
 use aya::Ebpf;
 use rustix::net::getsockname;
-use sidecar_common::settings::{
-    Cgroup as CgroupEntry, ROLE_APPLICATION, ROLE_PROXY, Workload,
-};
+use sidecar_common::settings::{Cgroup as CgroupEntry, ROLE_APPLICATION, ROLE_PROXY, Workload};
 use std::os::fd::BorrowedFd;
 use tracing::{info, warn};
 
@@ -238,7 +236,7 @@ impl Attached {
     ) -> Result<(), AttachError> {
         let slot = self.pins.slot;
         adopt::mark_proxy(tables, listeners.unmarked, (slot, self.enrolment))?;
-        self.watch_listeners(tables, subject.namespace, listeners.inbound);
+        self.watch_listeners(tables, subject, listeners.inbound);
         tables.set_listener(slot, &listeners.inbound)?;
         Ok(tables.set_rules(slot, subject.steering)?)
     }
@@ -247,7 +245,7 @@ impl Attached {
     fn watch_listeners(
         &mut self,
         tables: &mut Tables,
-        namespace: &Namespace,
+        subject: &Subject<'_>,
         inbound: BorrowedFd<'_>,
     ) {
         if !self.own_namespace {
@@ -256,7 +254,7 @@ impl Attached {
         let address = getsockname(inbound).ok();
         let address = address.and_then(|address| SocketAddr::try_from(address).ok());
         let port = address.map_or(0, |address| address.port());
-        match Look::new(namespace, self.pins.slot, port) {
+        match Look::new(subject.namespace, self.pins.slot, subject.application, port) {
             Ok(look) => self.look = Some(look),
             Err(error) => {
                 warn!(%error, "who listens cannot be seen: closed ports are captured like open ones");

@@ -45,7 +45,8 @@ fn a_failure_leaves_the_pod_as_it_was() {
         let socket = agent.socket().display().to_string();
         let proxy = pod.workload.cgroup().join("proxy");
         let python = programs::packaged("python3", "python3")?;
-        let mut second = elsewhere.start_in(&proxy, "second", python, &["-c", &program, &socket])?;
+        let mut second =
+            elsewhere.start_in(&proxy, "second", python, &["-c", &program, &socket])?;
         let answer = second.line_within("answer", SOON)?;
         ensure!(
             answer.contains("refused") && answer.contains("cannot attach"),

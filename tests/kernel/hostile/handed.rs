@@ -53,10 +53,10 @@ fn a_socket_that_strangers_use_is_the_pods_that_made_it() {
             .workload
             .start_in(&pod.app(), "stays", "/bin/sleep", &["600"])?;
         pod.enrol(&agent)?;
-        for (mut user, expected) in users
-            .into_iter()
-            .zip([format!("said hello {}", pod.v4(0).ip()), "said EPERM".into()])
-        {
+        for (mut user, expected) in users.into_iter().zip([
+            format!("said hello {}", pod.v4(0).ip()),
+            "said EPERM".into(),
+        ]) {
             fs::write(world.cgroup().join("cgroup.procs"), user.pid().to_string())?;
             user.write(b"\n")?;
             let said = user.line_within("said", SOON)?;
@@ -130,7 +130,12 @@ fn sockets_of_one_pod_in_the_hands_of_another_stay_the_first_ones() {
             ("new", "9001", "EPERM".to_owned()),
             ("connected", "0", format!("hello {own}")),
         ] {
-            let mut taker = application(&b, &format!("takes-{kind}-{port}"), TAKES, &[&path, kind, &ip, port])?;
+            let mut taker = application(
+                &b,
+                &format!("takes-{kind}-{port}"),
+                TAKES,
+                &[&path, kind, &ip, port],
+            )?;
             let said = taker.line_within("said", SOON)?;
             ensure!(
                 said == format!("said {expected}"),

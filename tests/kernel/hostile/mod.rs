@@ -5,6 +5,7 @@ mod addresses;
 mod clients;
 mod floods;
 mod handed;
+mod holders;
 mod listeners;
 mod places;
 pub mod programs;
