@@ -179,19 +179,16 @@ impl Default for Counters {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Account {
-    /// When a process of the application first read a socket with `splice`, in nanoseconds of the monotonic clock; 0: none has.
-    pub application_splices_ns: u64,
-    /// The same of the proxy.
-    pub proxy_splices_ns: u64,
     /// When the second began that the counts of events are of.
     pub events_since_ns: u64,
+    /// `WORKLOAD_SPLICES` and `WORKLOAD_PROXY_SPLICES`: whose sockets have been read with `splice`.
+    pub splices: u32,
     /// Events in that second that are for people.
     pub events: u32,
     /// Events in that second that say who reads with `splice`.
     pub splice_events: u32,
     /// Entries in `PROFILES`.
     pub profiles: u32,
-    pub _pad: u32,
 }
 
 /// Events of one workload in a second: all share one ring buffer, and what is counted is counted all the same.
@@ -210,18 +207,19 @@ pub struct Event {
     pub workload: u32,
     /// The process whose system call it was; 0 where the hook cannot know.
     pub pid: u32,
-    /// The descriptor that `splice` reads; of a denial, the rule, as the map's value has it.
-    pub fd: i32,
-    /// Of the connection, where the kind has one.
+    /// Of a denial, the rule, as the map's value has it.
+    pub rule: i32,
+    /// Of the other end of the connection, where the kind has one.
     pub address: Address,
-    pub _pad: u32,
+    /// Of this end, as `address`.
+    pub local: Address,
 }
 
 /// Inbound connection refused: no proxy listens. `address`: what the client asked for.
 pub const EVENT_INBOUND_REFUSED: u32 = 1;
 /// Both ends are here, but the SOCKHASH is full or the key is taken. `address`: the other end.
 pub const EVENT_UNPAIRED: u32 = 2;
-/// A process reads a socket with splice.
+/// A process reads sockets with splice. `address`, `local`: of one that has redirected bytes, which it does not see.
 pub const EVENT_SPLICE: u32 = 3;
 
 /// Outbound connection refused. `address`: what the application asked for.
@@ -233,7 +231,7 @@ pub const EVENT_CONNECT_REFUSED: u32 = 5;
 /// Outbound connection refused: the proxy does not listen. `address`: what the application asked for.
 pub const EVENT_PROXY_AWAY: u32 = 6;
 
-const _: () = assert!(size_of::<Event>() == 40 && size_of::<Account>() == 40);
+const _: () = assert!(size_of::<Event>() == 56 && size_of::<Account>() == 24);
 
 /// How redirect fares on a port of a workload, so that flows that only fall back stop being inserted.
 #[repr(C)]
@@ -255,7 +253,7 @@ mod user {
     unsafe impl aya::Pod for super::Event {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Profile {}
-    // SAFETY: repr(C), padded by hand, any bytes are a value.
+    // SAFETY: as above.
     unsafe impl aya::Pod for super::Account {}
 
     use super::Event;
@@ -268,14 +266,24 @@ mod user {
                 let bytes = bytes.get(index * 4..index * 4 + 4)?;
                 Some(u32::from_ne_bytes(bytes.try_into().ok()?))
             };
-            let port = u16::from_ne_bytes(bytes.get(32..34)?.try_into().ok()?);
+            let address = |index: usize| {
+                let port = bytes.get(index * 4 + 16..index * 4 + 18)?;
+                let port = u16::from_ne_bytes(port.try_into().ok()?);
+                let ip = Ip([
+                    word(index)?,
+                    word(index + 1)?,
+                    word(index + 2)?,
+                    word(index + 3)?,
+                ]);
+                Some(Address::new(ip, port))
+            };
             Some(Self {
                 kind: word(0)?,
                 workload: word(1)?,
                 pid: word(2)?,
-                fd: word(3)? as i32,
-                address: Address::new(Ip([word(4)?, word(5)?, word(6)?, word(7)?]), port),
-                _pad: 0,
+                rule: word(3)? as i32,
+                address: address(4)?,
+                local: address(9)?,
             })
         }
     }

@@ -46,7 +46,8 @@ pub struct Workload {
     pub flags: u32,
     /// Credit of one direction of one flow.
     pub credit_bytes: u32,
-    pub _pad: u32,
+    /// Why redirect goes no further than its flags say: userspace's number, for `sidecar inspect`.
+    pub redirect_limit: u32,
     /// Which enrolment it is: no later one of the node has the same, while places among the workloads are used again. What bears
     /// another one is of a workload that has left. Never 0 of one that is enrolled.
     pub enrolment: u64,
@@ -56,10 +57,16 @@ pub struct Workload {
 
 /// In use.
 pub const WORKLOAD_ENROLLED: u32 = 1;
-/// Redirect is allowed.
+/// Redirect is allowed, between proxies at least.
 pub const WORKLOAD_REDIRECT: u32 = 2;
-/// A process of the application read a socket with `splice`: never redirect towards it. Never in the map: it follows from the workload's
-/// `Account`.
+/// And from applications to their proxies.
+pub const WORKLOAD_REDIRECT_TO_PROXIES: u32 = 64;
+/// And from proxies to their applications.
+pub const WORKLOAD_REDIRECT_TO_APPLICATIONS: u32 = 128;
+/// And past the proxies, between applications.
+pub const WORKLOAD_REDIRECT_JOINED: u32 = 256;
+/// A process of the application read a socket with `splice`: never redirect towards it. Never in the map of workloads, but in the
+/// workload's `Account`.
 pub const WORKLOAD_SPLICES: u32 = 4;
 /// As above, for the proxy.
 pub const WORKLOAD_PROXY_SPLICES: u32 = 16;
@@ -153,10 +160,11 @@ pub struct LoadConstants {
     pub naive: u32,
     /// Number of `splice(2)` on this architecture.
     pub splice_number: u32,
+    /// Numbers of the system calls that read a socket whichever way its bytes came: `read`, `readv`, `recvfrom`, `recvmsg`,
+    /// `recvmmsg`.
+    pub read_numbers: [u32; 5],
     /// Offset of a system call's number in `pt_regs`.
     pub call_number: u32,
-    /// Offset of a system call's first argument in `pt_regs`.
-    pub first_argument: u32,
     /// `sock.sk_socket`
     pub sk_socket: u32,
     /// `socket.file`
@@ -165,6 +173,8 @@ pub struct LoadConstants {
     pub file_flags: u32,
     /// `inet_connection_sock.icsk_ulp_ops`
     pub ulp_ops: u32,
+    /// 1 where programs at `connect` may choose the error (`bpf_set_retval`, Linux 5.18).
+    pub set_retval: u32,
 }
 
 const _: () = assert!(
@@ -175,7 +185,7 @@ const _: () = assert!(
 );
 const _: () = assert!(
     size_of::<ListeningKey>() == 20
-        && size_of::<LoadConstants>() == 52
+        && size_of::<LoadConstants>() == 72
         && size_of::<Cgroup>() == 16
 );
 

@@ -11,7 +11,7 @@ use sidecar_common::{
 use sidecar_ebpf::decide::{self, Connect};
 
 use crate::{
-    context::{UserAddress, octets},
+    context::{UserAddress, fail_with, octets},
     counters::{count, event_of_task},
     enrolment::workload_of,
     maps::{CIDRS, DENIALS, PORTS, SOCKETS},
@@ -23,6 +23,7 @@ use crate::{
 const ALLOW: i32 = 1;
 /// `connect` fails with EPERM.
 const DENY: i32 = 0;
+const ENOBUFS: i32 = 105;
 
 /// The port at which no socket can listen: the kernel refuses the connection as it does where the proxy does not listen.
 const NOBODY: u16 = 0;
@@ -97,6 +98,10 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
     };
     let id = state.workload;
     let workload = workload_of(state)?;
+    if workload.outbound_port == 0 {
+        // Not steered: the self-test says itself what its sockets are.
+        return None;
+    }
     // Steered a moment ago by the program of a sidecar that this one takes over from: judged again.
     let again = state.is(SocketState::STEERING)
         && destination.ip.is_loopback()
@@ -197,9 +202,10 @@ fn is_proxy_there(ctx: &SockAddrContext, proxy: Address, state: &SocketState) ->
     ctx.listener(proxy, is_proxy).unwrap_or(false)
 }
 
-/// The workload is steered, and this connection cannot be.
+/// The workload is steered, and this connection cannot be: for want of room, not by a rule.
 #[inline(always)]
 fn refuse(workload: u32, destination: Address) -> Verdict {
+    fail_with(ENOBUFS);
     count(workload, Counter::ConnectRefused, 1);
     event_of_task(EVENT_CONNECT_REFUSED, workload, 0, destination);
     Verdict::Deny

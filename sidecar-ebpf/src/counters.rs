@@ -2,6 +2,7 @@
 
 use sidecar_common::{
     address::Address,
+    flow::FlowKey,
     record::{
         COUNTERS as COUNTER_SLOTS, Counter, EVENT_SPLICE, Event, MAX_EVENTS, MAX_SPLICE_EVENTS,
     },
@@ -28,14 +29,41 @@ pub fn count(workload: u32, counter: Counter, amount: u64) {
 /// Tells userspace; dropped when nobody reads fast enough, or the workload has told too much. It does not say which process it was: before Linux 6.10 only
 /// some types of program may ask that, and those that packets run would name whomever they interrupted.
 #[inline(always)]
-pub fn event(kind: u32, workload: u32, fd: i32, address: Address) {
-    send(kind, workload, 0, fd, address);
+pub fn event(kind: u32, workload: u32, address: Address) {
+    send(&Event {
+        kind,
+        workload,
+        pid: 0,
+        rule: 0,
+        address,
+        local: Address::default(),
+    });
 }
 
 /// As `event`, for hooks in a system call that may ask whose it is: cgroup/connect and tracing.
 #[inline(always)]
-pub fn event_of_task(kind: u32, workload: u32, fd: i32, address: Address) {
-    send(kind, workload, current_pid(), fd, address);
+pub fn event_of_task(kind: u32, workload: u32, rule: i32, address: Address) {
+    send(&Event {
+        kind,
+        workload,
+        pid: current_pid(),
+        rule,
+        address,
+        local: Address::default(),
+    });
+}
+
+/// The current task reads a socket with splice; `flow`: if redirected bytes wait there, else all zeros.
+#[inline(always)]
+pub fn event_of_splice(workload: u32, flow: FlowKey) {
+    send(&Event {
+        kind: EVENT_SPLICE,
+        workload,
+        pid: current_pid(),
+        rule: 0,
+        address: flow.remote,
+        local: flow.local,
+    });
 }
 
 /// Whether the workload has told no more than its part of late. What one has to be told of a reader that splices is not lost
@@ -65,19 +93,10 @@ fn may_tell(kind: u32, workload: u32) -> bool {
     may
 }
 
-/// `fd`: for splice.
 #[inline(always)]
-fn send(kind: u32, workload: u32, pid: u32, fd: i32, address: Address) {
-    if !may_tell(kind, workload) {
+fn send(event: &Event) {
+    if !may_tell(event.kind, event.workload) {
         return;
     }
-    let event = Event {
-        kind,
-        workload,
-        pid,
-        fd,
-        address,
-        _pad: 0,
-    };
-    let _ = EVENTS.output(&event, 0);
+    let _ = EVENTS.output(event, 0);
 }

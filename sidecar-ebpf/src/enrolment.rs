@@ -2,7 +2,7 @@
 //! with another one means nothing any more.
 
 use sidecar_common::{
-    settings::{MAX_WORKLOADS, WORKLOAD_PROXY_SPLICES, WORKLOAD_SPLICES, Workload},
+    settings::{MAX_WORKLOADS, Workload},
     socket_state::SocketState,
 };
 
@@ -27,13 +27,9 @@ pub fn enrolled(workload: u32, enrolment: u64) -> Option<&'static Workload> {
 /// The `SPLICES` flags of the workload in this place.
 #[inline(always)]
 pub fn splices(workload: u32) -> u32 {
-    let Some(account) = ACCOUNTS.get_ptr(workload) else {
-        return 0;
-    };
-    let account = read(account);
-    let flag = |since_ns: u64, flag: u32| if since_ns == 0 { 0 } else { flag };
-    flag(account.application_splices_ns, WORKLOAD_SPLICES)
-        | flag(account.proxy_splices_ns, WORKLOAD_PROXY_SPLICES)
+    ACCOUNTS
+        .get_ptr(workload)
+        .map_or(0, |account| read(account).splices)
 }
 
 /// The workload that the socket belongs to.

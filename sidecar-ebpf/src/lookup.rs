@@ -76,7 +76,7 @@ fn try_lookup(ctx: &SkLookupContext) -> Option<u32> {
         Some(SK_PASS)
     } else if decide::fail_closed(workload) {
         count(id, Counter::InboundRefused, 1);
-        event(EVENT_INBOUND_REFUSED, id, 0, local);
+        event(EVENT_INBOUND_REFUSED, id, local);
         Some(SK_DROP)
     } else {
         count(id, Counter::InboundBypassed, 1);

@@ -9,7 +9,7 @@ use sidecar_common::{
 };
 
 use crate::{
-    context::{Operation, Socket, read, update},
+    context::{self, Operation, Socket, read, update},
     counters::{count, event},
     maps::{ACCOUNTS, FLOWS, HALF_FLOWS, PROFILES},
 };
@@ -37,7 +37,7 @@ pub fn insert(
     };
     count(state.workload, counter, 1);
     if done.is_none() {
-        event(EVENT_UNPAIRED, state.workload, 0, state.flow.remote);
+        event(EVENT_UNPAIRED, state.workload, state.flow.remote);
     }
     done
 }
@@ -93,6 +93,13 @@ pub fn meet(connecting: u64, accepted: u64) -> Option<()> {
         update(half, |h: &mut HalfFlow| h.peer = accepted);
     }
     Some(())
+}
+
+/// Takes the socket with a cookie out of `FLOWS`; what it sends takes TCP, too, from then on. Nothing redirected may wait there.
+#[inline(always)]
+pub fn take_out(cookie: u64) {
+    // It has gone already if this fails.
+    let _ = context::take_out(&FLOWS, cookie);
 }
 
 /// The socket is closed; the kernel removes it from `FLOWS` itself.

@@ -8,11 +8,14 @@ use sidecar_common::{
     record::Counter,
     settings::{
         INBOUND, ListeningKey, OUTBOUND, PORT_NO_REDIRECT, WORKLOAD_ADAPTIVE, WORKLOAD_REDIRECT,
-        WORKLOAD_SPLICES,
+        WORKLOAD_REDIRECT_TO_APPLICATIONS, WORKLOAD_REDIRECT_TO_PROXIES, WORKLOAD_SPLICES,
     },
     socket_state::SocketState,
 };
-use sidecar_ebpf::{decide, evidence::Tcp};
+use sidecar_ebpf::{
+    decide,
+    evidence::{self, Leave, Tcp},
+};
 
 use crate::{
     connect::port_rule,
@@ -20,6 +23,7 @@ use crate::{
     counters::count,
     enrolment::{splices, workload_of},
     maps::{CLOSED_UNTIL, LISTENING, NAMESPACES, PROFILES, SOCKETS, WORKLOADS},
+    msg::Maps,
     pair, rendezvous,
 };
 
@@ -28,6 +32,8 @@ const ACTIVE_ESTABLISHED: u32 = 4;
 const PASSIVE_ESTABLISHED: u32 = 5;
 pub const STATE: u32 = 10;
 const TCP_LISTEN: u32 = 11;
+/// `BPF_SOCK_OPS_HDR_OPT_LEN_CB`: before a segment is made, and when a sender asks how large one may be.
+const HDR_OPT_LEN: u32 = 14;
 
 pub const TCP_CLOSE: u32 = 7;
 const STATE_LISTEN: u32 = 10;
@@ -42,6 +48,7 @@ pub fn workload_sockops(ctx: SockOpsContext) -> u32 {
         PASSIVE_ESTABLISHED => accepted(&ctx),
         TCP_LISTEN => listening(&ctx),
         STATE if ctx.arg(1) == TCP_CLOSE => closed(&ctx),
+        HDR_OPT_LEN => about_to_send(&ctx),
         _ => None,
     };
     1
@@ -80,7 +87,8 @@ fn connecting(ctx: &SockOpsContext) -> Option<()> {
     // Subflows of Multipath TCP, which the kernel makes itself, have their protocol on top of TCP, as kernel TLS is: neither enters
     // the map.
     let suits = tcp.is_some_and(|tcp| !tcp.has_ulp() && (proxy || nonblocking(tcp)));
-    let pays = suits && allowed(state) && pays(state);
+    let within = is_within_workload(state);
+    let pays = suits && allowed(state, within) && pays(state);
     let flag = |on: bool, flag: u32| if on { flag } else { 0 };
     let record = Rendezvous {
         owner: state.cookie,
@@ -98,7 +106,7 @@ fn connecting(ctx: &SockOpsContext) -> Option<()> {
     if state.is(SocketState::NO_HANDOVER) {
         count(state.workload, Counter::HandoverFailed, 1);
     }
-    if pays && !is_within_workload(state) {
+    if pays && !within {
         rendezvous::announce(state, &record);
     }
     ctx.watch_close()
@@ -117,13 +125,17 @@ fn nonblocking(socket: TcpSocket) -> bool {
     socket.is_nonblocking() == Some(true)
 }
 
-/// Whether redirect is switched on for the workload and for the connection's port.
+/// Whether redirect is switched on for the workload and for the connection's port. `within`: an application is at one end.
 #[inline(always)]
-fn allowed(state: &SocketState) -> bool {
+fn allowed(state: &SocketState, within: bool) -> bool {
+    let level = match within {
+        true => WORKLOAD_REDIRECT_TO_PROXIES,
+        false => WORKLOAD_REDIRECT,
+    };
     !state.is(SocketState::MULTIPATH)
         && LOAD_CONSTANTS.load().redirect != 0
         && workload_of(state).is_some_and(|w| {
-            w.flags & WORKLOAD_REDIRECT != 0
+            w.flags & level != 0
                 && (state.is(SocketState::PROXY) || splices(state.workload) & WORKLOAD_SPLICES == 0)
         })
         && port_rule(state.workload, state.direction, state.service_port) & PORT_NO_REDIRECT == 0
@@ -184,6 +196,9 @@ fn enter(
     }
     let read_seq = tcp.copied_seq()?;
     pair::insert(ctx, socket, state, 0)?;
+    if state.claimed_peer.is_some() {
+        watch_for_tcp(ctx, state);
+    }
     update(record, |r: &mut Rendezvous| {
         r.answered_seq = read_seq.wrapping_sub(1);
         r.flags |= Rendezvous::ANSWERED;
@@ -253,7 +268,7 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
     if within.is_none() {
         rendezvous::forget_pairing(state);
     }
-    if record.is(Rendezvous::TCP_ONLY) || !allowed(state) || tcp.has_ulp() {
+    if record.is(Rendezvous::TCP_ONLY) || !allowed(state, within.is_some()) || tcp.has_ulp() {
         return None;
     }
     if !proxy
@@ -265,7 +280,33 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
     }
     pair::insert(ctx, socket, state, record.owner)?;
     pair::meet(record.owner, state.cookie);
+    if proxy && within.is_some() {
+        watch_for_tcp(ctx, state);
+    }
     ctx.watch_close()
+}
+
+/// A proxy's socket whose other end is an application: see `about_to_send`. Where nothing is redirected to applications, all
+/// that they get takes TCP, and their sockets are in the map for what they send.
+#[inline(always)]
+fn watch_for_tcp(ctx: &SockOpsContext, state: &SocketState) -> Option<()> {
+    let flags = workload_of(state)?.flags;
+    if flags & WORKLOAD_REDIRECT_TO_APPLICATIONS != 0 {
+        ctx.watch_segments(true)?;
+    }
+    Some(())
+}
+
+/// The first bytes that a proxy leaves to TCP take its application's socket out of the map, before they are queued.
+#[inline(always)]
+fn about_to_send(ctx: &SockOpsContext) -> Option<()> {
+    let state = SOCKETS.get(ctx.socket()?)?;
+    match evidence::leave(&Maps, state) {
+        Leave::NotYet => return Some(()),
+        Leave::Now(cookie) => pair::take_out(cookie),
+        Leave::Never => {}
+    }
+    ctx.watch_segments(false)
 }
 
 /// Of an accepted socket whose listener bears no mark, as those of Multipath TCP do: in a namespace of the workload's own it is the

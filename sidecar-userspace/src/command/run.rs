@@ -106,8 +106,8 @@ async fn proxied(
     proxy.log_filter = super::log_filter();
     proxy.mesh = Some(identity.handle().clone());
     let proxy = proxy.start()?;
-    let redirect = enrolment.no_redirect().map_or("on", |_| "off");
-    info!(workload = subject.steering.name, ports = ?proxy.ports(), redirect, "steering");
+    let redirect = enrolment.reach();
+    info!(workload = subject.steering.name, ports = ?proxy.ports(), %redirect, "steering");
 
     let application = match args.command.is_empty() {
         true => None,
@@ -127,8 +127,7 @@ async fn proxied(
     if let Some(ring) = enrolment.take_events() {
         let (own, config) = (enrolment.slot(), config.clone());
         let whose = move |slot| (slot == own).then(|| Rc::new(Steering::from(&*config.load())));
-        let tables = enrolment.open_tables()?;
-        tokio::task::spawn_local(events::follow(ring, tables, whose));
+        tokio::task::spawn_local(events::follow(ring, whose));
     }
     if let Some(log) = enrolment.take_log() {
         tokio::task::spawn_local(events::follow_log(log));

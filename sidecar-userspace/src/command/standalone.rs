@@ -15,7 +15,7 @@ use super::Usage;
 use crate::{
     kernel::{
         attach::{AttachError, Enrolment, own_namespace},
-        selftest::Finding,
+        proof::{Finding, Reach},
         workload::Subject,
     },
     model::Steering,
@@ -89,8 +89,8 @@ impl Cgroups {
 /// What came of trying redirect on real sockets.
 pub struct Trial {
     pub parts: Vec<Finding>,
-    /// Why redirect must stay off, if so.
-    pub refused: Option<String>,
+    /// How far it may go.
+    pub reach: Reach,
 }
 
 /// Attaches for a workload of our own, tries redirect on real sockets, and detaches again. `base`: the pin directory.
@@ -105,12 +105,12 @@ pub fn trial(base: &Path, steering: &Steering, cgroups: &Cgroups) -> Result<Tria
     let mut enrolment = Enrolment::begin(base, &subject)?;
     let entered = cgroups.proxy.enter().map_err(AttachError::from);
     let parts = entered.and_then(|()| enrolment.self_test(steering));
-    let refused = enrolment.no_redirect().map(str::to_owned);
+    let reach = enrolment.reach().clone();
     // Whatever came of it: fail rule `closed` would have something stay.
     enrolment.leave()?;
     Ok(Trial {
         parts: parts?,
-        refused,
+        reach,
     })
 }
 

@@ -125,7 +125,7 @@ pub fn listening_sockets(pid: u32, process: &Path, budget: &mut Budget) -> Vec<(
 }
 
 /// A descriptor of our own for another process's.
-pub fn borrow_descriptor(pid: u32, fd: i32) -> Option<OwnedFd> {
+fn borrow_descriptor(pid: u32, fd: i32) -> Option<OwnedFd> {
     let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
     let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
     pidfd_getfd(process, fd, PidfdGetfdFlags::empty()).ok()

@@ -3,36 +3,27 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    os::fd::{AsFd, BorrowedFd},
     rc::Rc,
     time::{Duration, Instant},
 };
 
 use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
-use rustix::net::sockopt::socket_cookie;
 use sidecar_common::record::{
     EVENT_CONNECT_REFUSED, EVENT_EGRESS_DENIED, EVENT_INBOUND_REFUSED, EVENT_PROXY_AWAY,
     EVENT_SPLICE, EVENT_UNPAIRED, Event,
 };
-use tokio::{io::unix::AsyncFd, time::sleep};
+use tokio::io::unix::AsyncFd;
 use tracing::{debug, warn};
 
-use super::{adopt::borrow_descriptor, tables::Tables};
 use crate::{model::Steering, sys::diag};
 
 /// A repeated warning is said once in this time.
 const QUIET: Duration = Duration::from_secs(10);
-/// A reader that leaves bytes for so long after it was seen to splice does not see them.
-const STUCK: Duration = Duration::from_millis(100);
 
-/// Follows the events of workloads for as long as it is polled. `tables`: handles of its own. `whose`: the rules of the
-/// workload in a slot, if it is one of ours.
-pub async fn follow(
-    events: RingBuf<MapData>,
-    tables: Tables,
-    whose: impl Fn(u32) -> Option<Rc<Steering>>,
-) {
+/// Follows the events of workloads for as long as it is polled. `whose`: the rules of the workload in a slot, if it is one of
+/// ours.
+pub async fn follow(events: RingBuf<MapData>, whose: impl Fn(u32) -> Option<Rc<Steering>>) {
     #[expect(
         deprecated,
         reason = "its successor is unsafe, which has its rooms; a ring buffer keeps its descriptor"
@@ -65,7 +56,7 @@ pub async fn follow(
             if event.kind == EVENT_EGRESS_DENIED {
                 denied(&event, &steering, said);
             } else {
-                handle(&event, &steering.name, &tables, said).await;
+                handle(&event, &steering.name, said);
             }
         }
     }
@@ -117,7 +108,7 @@ fn denied(event: &Event, steering: &Steering, said: &mut Said) {
     if said.denied.len() >= MAX_DENIED {
         said.denied.retain(|_, at| at.elapsed() <= QUIET);
     }
-    let key = (destination, event.fd);
+    let key = (destination, event.rule);
     let repeated = said
         .denied
         .get(&key)
@@ -126,7 +117,7 @@ fn denied(event: &Event, steering: &Steering, said: &mut Said) {
         return;
     }
     said.denied.insert(key, Instant::now());
-    let position = usize::try_from(event.fd).ok();
+    let position = usize::try_from(event.rule).ok();
     let position = position.and_then(|rule| rule.checked_sub(1));
     let rule = position.and_then(|position| steering.outbound_deny.get(position));
     let rule = rule.map_or("of a former configuration", |rule| &*rule.name);
@@ -134,7 +125,7 @@ fn denied(event: &Event, steering: &Steering, said: &mut Said) {
     warn!(%workload, %destination, rule, pid, "outbound connection denied (outbound.deny)");
 }
 
-async fn handle(event: &Event, workload: &str, tables: &Tables, said: &mut Said) {
+fn handle(event: &Event, workload: &str, said: &mut Said) {
     let address = SocketAddr::from(event.address);
     let news = event.pid != std::process::id() && said.is_news(event.kind);
     match event.kind {
@@ -160,7 +151,9 @@ async fn handle(event: &Event, workload: &str, tables: &Tables, said: &mut Said)
                     "the application reads sockets with splice: nothing is redirected to it from now on"
                 );
             }
-            reset_if_caught(event, tables).await;
+            if event.address.is_some() {
+                reset(event);
+            }
         }
         _ => debug!(?event, "event of the kernel half"),
     }
@@ -168,28 +161,8 @@ async fn handle(event: &Event, workload: &str, tables: &Tables, said: &mut Said)
 
 /// Redirected bytes that wait on a socket whose reader splices are never seen: a reset tells both ends, hanging
 /// tells nobody.
-async fn reset_if_caught(event: &Event, tables: &Tables) {
-    let Some(socket) = borrow_descriptor(event.pid, event.fd) else {
-        return;
-    };
-    let Ok(cookie) = socket_cookie(&socket) else {
-        return;
-    };
-    let (Some(redirected), Some(state)) =
-        (tables.redirected_to(cookie), tables.socket_state(&socket))
-    else {
-        return;
-    };
-    let waiting = |socket: BorrowedFd<'_>| rustix::io::ioctl_fionread(socket).unwrap_or(0);
-    let before = waiting(socket.as_fd());
-    if redirected == 0 || before == 0 {
-        return;
-    }
-    sleep(STUCK).await;
-    if waiting(socket.as_fd()) < before {
-        return;
-    }
-    let (local, remote) = (state.flow.local.into(), state.flow.remote.into());
+fn reset(event: &Event) {
+    let (local, remote) = (event.local.into(), event.address.into());
     match diag::destroy_of(event.pid, local, remote) {
         Ok(()) => warn!(%local, %remote, "reset: redirected bytes wait for a reader that splices"),
         Err(error) => {

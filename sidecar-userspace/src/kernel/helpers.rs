@@ -65,7 +65,19 @@ struct Newer {
     behind: &'static str,
 }
 
-const NEWER: &[Newer] = &[];
+const NEWER: &[Newer] = &[Newer {
+    helper: BPF_FUNC_set_retval,
+    section: |section| {
+        matches!(
+            section,
+            ProgramSection::CgroupSockAddr {
+                attach_type: SockAddr::Connect4 | SockAddr::Connect6
+            }
+        )
+    },
+    since: "5.18",
+    behind: "set_retval",
+}];
 
 /// What Linux 5.15 offers to programs of a section's type and attach type.
 fn offered(section: &ProgramSection) -> Option<Vec<&'static [bpf_func_id]>> {

@@ -8,7 +8,7 @@
 //! - [`load`], the object, its programs and maps; `helpers`, which calls of theirs all supported kernels offer
 //! - [`tables`], what is written into the maps
 //! - [`census`], whether all of it is gone
-//! - [`selftest`], whether redirect may be switched on
+//! - [`selftest`], how far redirect may go; [`proof`], what each level of it rests on
 //! - [`events`], what it tells at once
 //! - [`listening`], where a workload listens; [`held`], who holds which socket
 //! - [`exclusion`], cgroups whose processes are left alone; [`adopt`], sockets that were there before; [`record`], counters as metrics
@@ -31,6 +31,7 @@ pub mod listening;
 pub mod load;
 pub mod node;
 pub mod pins;
+pub mod proof;
 pub mod record;
 pub mod selftest;
 pub mod tables;

@@ -315,11 +315,6 @@ impl Tables {
             .map_err(of(names::SOCKETS))
     }
 
-    /// What the kernel half remembers of a socket.
-    pub fn socket_state(&self, socket: &impl AsRawFd) -> Option<SocketState> {
-        self.sockets.get(socket, 0).ok()
-    }
-
     /// The workload in `slot` listens at these places and, but for those that were noted since `before_ns`, at no others. With
     /// each place: whether only processes of excluded cgroups listen there. `doubtful`: places that are neither added nor removed.
     pub fn renew_listening(
@@ -518,12 +513,6 @@ impl Tables {
         if let Ok(zeroes) = zeroes {
             let _ = self.counters.set(slot, zeroes, ANY);
         }
-    }
-
-    /// Bytes that were ever redirected to the socket with `cookie`, if it is in the map.
-    pub fn redirected_to(&self, cookie: u64) -> Option<u64> {
-        let half = self.half_flows.get(&cookie, 0).ok()?;
-        Some(half.received_bytes)
     }
 
     /// Connections of the kubelet that found the map full: pods took them for anybody's.

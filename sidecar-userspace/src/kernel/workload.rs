@@ -17,6 +17,7 @@ use super::{
     links::Links,
     listening::{Look, monotonic_ns},
     pins::{Pins, WorkloadPins},
+    proof::Reach,
     tables::{Tables, rules::workload_entry},
 };
 use crate::{
@@ -174,7 +175,7 @@ impl Attached {
         subject: &Subject<'_>,
         outbound_port: u16,
         listeners: Listening<'_>,
-        redirect: bool,
+        reach: &Reach,
     ) -> Result<(), AttachError> {
         let slot = self.pins.slot;
         // Before their workload is steered, so that none of their connections is.
@@ -189,7 +190,7 @@ impl Attached {
             self.enrolment,
             self.netns,
             outbound_port,
-            redirect,
+            reach,
             self.own_namespace,
         );
         tables.set_workload(slot, entry)?;
@@ -214,7 +215,7 @@ impl Attached {
         subject: &Subject<'_>,
         outbound_port: u16,
         listeners: Listening<'_>,
-        redirect: bool,
+        reach: &Reach,
     ) -> Result<(), AttachError> {
         let proxy = role(self.pins.slot, self.enrolment, ROLE_PROXY);
         tables.set_cgroup(subject.proxy.id()?, proxy)?;
@@ -224,7 +225,7 @@ impl Attached {
             &subject.steering.exclude_cgroups,
         )?;
         self.point(tables, subject, listeners)?;
-        self.set_entry(tables, subject.steering, outbound_port, redirect)
+        self.set_entry(tables, subject.steering, outbound_port, reach)
     }
 
     /// Whose listeners the workload's connections go to, and by which rules.
@@ -292,12 +293,12 @@ impl Attached {
         &mut self,
         tables: &mut Tables,
         steering: &Steering,
-        redirect: bool,
+        reach: &Reach,
     ) -> Result<(), AttachError> {
         let slot = self.pins.slot;
         tables.set_rules(slot, steering)?;
         let port = tables.workload(slot)?.outbound_port;
-        self.set_entry(tables, steering, port, redirect)
+        self.set_entry(tables, steering, port, reach)
     }
 
     fn set_entry(
@@ -305,14 +306,14 @@ impl Attached {
         tables: &mut Tables,
         steering: &Steering,
         outbound_port: u16,
-        redirect: bool,
+        reach: &Reach,
     ) -> Result<(), AttachError> {
         let entry = workload_entry(
             steering,
             self.enrolment,
             self.netns,
             outbound_port,
-            redirect,
+            reach,
             self.own_namespace,
         );
         Ok(tables.set_workload(self.pins.slot, entry)?)

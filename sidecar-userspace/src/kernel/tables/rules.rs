@@ -19,7 +19,7 @@ use sidecar_common::{
     settings::{
         CAPTURE_LISTED, CAPTURE_NAMESPACE, CAPTURE_WORKLOAD, CIDR_EXCLUDE, CidrTarget, DenyTarget,
         INBOUND, OUTBOUND, PORT_CAPTURE, PORT_EXCLUDE, PORT_NO_REDIRECT, PortKey,
-        WORKLOAD_ADAPTIVE, WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, WORKLOAD_REDIRECT, Workload,
+        WORKLOAD_ADAPTIVE, WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, Workload,
     },
 };
 
@@ -28,7 +28,10 @@ use super::{
     written::{OfWorkload, RuleKey, Rules},
 };
 use crate::{
-    kernel::load::LoadError,
+    kernel::{
+        load::LoadError,
+        proof::{Proof, Reach},
+    },
     model::{Cidr, EgressRule, FailRule, InboundCapture, Steering},
 };
 
@@ -153,10 +156,11 @@ pub fn workload_entry(
     enrolment: u64,
     netns: u64,
     outbound_port: u16,
-    redirect: bool,
+    reach: &Reach,
     own_namespace: bool,
 ) -> Workload {
     let flag = |on: bool, flag: u32| if on { flag } else { 0 };
+    let (level, limit) = reach.within(steering.redirect.allowed());
     Workload {
         outbound_port,
         capture: match steering.inbound_capture {
@@ -166,11 +170,11 @@ pub fn workload_entry(
             InboundCapture::None => 0,
         },
         flags: WORKLOAD_ENROLLED
-            | flag(redirect && steering.redirect.enabled, WORKLOAD_REDIRECT)
+            | level.flags()
             | flag(steering.redirect.adaptive, WORKLOAD_ADAPTIVE)
             | flag(steering.fail_rule == FailRule::Closed, WORKLOAD_FAIL_CLOSED),
         credit_bytes: steering.redirect.credit_bytes,
-        _pad: 0,
+        redirect_limit: limit.map_or(0, Proof::number),
         enrolment,
         netns,
     }
