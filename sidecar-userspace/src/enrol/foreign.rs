@@ -153,7 +153,7 @@ impl Foreign {
     fn listeners_of(&self, pid: u32) -> Option<(OwnedFd, Vec<OwnedFd>)> {
         let process = Pid::from_raw(i32::try_from(pid).ok()?)?;
         let process = pidfd_open(process, PidfdFlags::empty()).ok()?;
-        let mut sockets = listening_sockets(pid, &held::directory(pid), &mut Budget::new());
+        let mut sockets = listening_sockets(pid, &held::directory(pid), &mut Budget::default());
         let listens = |port| sockets.iter().any(|(on, _)| *on == port);
         if !listens(self.outbound_port) || !listens(self.inbound_port) {
             return None;

@@ -37,7 +37,7 @@ pub fn adopt(
     // The proxy may run below the application's cgroup.
     let left_alone: Vec<u32> = excluded.iter().flat_map(Cgroup::all_processes).collect();
     let others = |pid: &u32| *pid != std::process::id() && !left_alone.contains(pid);
-    let mut budget = Budget::new();
+    let mut budget = Budget::default();
     for pid in application.all_processes().into_iter().filter(others) {
         let process = held::directory(pid);
         if Namespace::id_of(&process).ok() != Some(home) {

@@ -13,14 +13,16 @@ use crate::sys::cgroup::Cgroup;
 #[derive(Debug)]
 pub struct Budget(usize);
 
-impl Budget {
-    /// Processes and descriptors: some 40 ms.
-    const MOST: usize = 16_384;
+/// Processes and descriptors: some 40 ms.
+const MOST: usize = 16_384;
 
-    pub fn new() -> Self {
-        Self(Self::MOST)
+impl Default for Budget {
+    fn default() -> Self {
+        Self(MOST)
     }
+}
 
+impl Budget {
     pub fn is_spent(&self) -> bool {
         self.0 == 0
     }

@@ -119,7 +119,7 @@ impl Look {
             return BTreeSet::new();
         }
         let find = || {
-            let mut budget = Budget::new();
+            let mut budget = Budget::default();
             let anywhere = |_: &Path| true;
             let cgroups = excluded
                 .iter()
@@ -245,7 +245,7 @@ impl Owners {
         let home = namespace.id().ok();
         let here = |process: &Path| Namespace::id_of(process).ok() == home;
         let cgroups = own.iter().map(|(_, cgroup)| cgroup);
-        let Some(held) = held::sockets(cgroups, here, &mut Budget::new()) else {
+        let Some(held) = held::sockets(cgroups, here, &mut Budget::default()) else {
             // Too much to look at: what is known stays, and what is not is neither added nor removed.
             return;
         };
