@@ -7,7 +7,7 @@ pub const MAX_WORKLOADS: u32 = 4096;
 /// Flows redirected at once at most; beyond it connections stay on TCP and are counted.
 pub const MAX_FLOWS: u32 = 65_536;
 
-/// Connections of one workload at once that are being made: beyond it, they are refused.
+/// Connections of one workload's application at once that are being made, and of its proxy: beyond it, they are refused.
 pub const MAX_HANDOVERS: u32 = 8192;
 /// Connections between workloads of the node at once that are being made and still find each other for redirect.
 pub const MAX_PAIRINGS: u32 = 16_384;
@@ -25,6 +25,8 @@ pub struct Cgroup {
     pub workload: u32,
     /// One of the `ROLE_` constants.
     pub role: u32,
+    /// See [`Workload::enrolment`].
+    pub enrolment: u64,
 }
 
 pub const ROLE_APPLICATION: u32 = 1;
@@ -44,13 +46,13 @@ pub struct Workload {
     pub flags: u32,
     /// Credit of one direction of one flow.
     pub credit_bytes: u32,
-    /// Counts enrolments of this slot, so that leftovers of a former one are recognised.
-    pub generation: u32,
-    /// Cookie of the workload's network namespace.
-    pub netns: u64,
     /// Why redirect goes no further than its flags say: userspace's number, for `sidecar inspect`.
     pub redirect_limit: u32,
-    pub _pad: u32,
+    /// Which enrolment it is: no later one of the node has the same, while places among the workloads are used again. What bears
+    /// another one is of a workload that has left. Never 0 of one that is enrolled.
+    pub enrolment: u64,
+    /// Cookie of the workload's network namespace.
+    pub netns: u64,
 }
 
 /// In use.
@@ -63,7 +65,8 @@ pub const WORKLOAD_REDIRECT_TO_PROXIES: u32 = 64;
 pub const WORKLOAD_REDIRECT_TO_APPLICATIONS: u32 = 128;
 /// And past the proxies, between applications.
 pub const WORKLOAD_REDIRECT_JOINED: u32 = 256;
-/// A process of the application read a socket with `splice`: never redirect towards it.
+/// A process of the application read a socket with `splice`: never redirect towards it. Never in the map of workloads, but in the
+/// workload's `Account`.
 pub const WORKLOAD_SPLICES: u32 = 4;
 /// As above, for the proxy.
 pub const WORKLOAD_PROXY_SPLICES: u32 = 16;
@@ -245,7 +248,9 @@ const _: () = assert!(
         && size_of::<PortKey>() == 8
 );
 const _: () = assert!(
-    size_of::<ListeningKey>() == 20 && size_of::<LoadConstants>() == 72 && size_of::<Cgroup>() == 8
+    size_of::<ListeningKey>() == 20
+        && size_of::<LoadConstants>() == 72
+        && size_of::<Cgroup>() == 16
 );
 
 #[cfg(feature = "user")]

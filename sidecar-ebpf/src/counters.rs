@@ -3,12 +3,15 @@
 use sidecar_common::{
     address::Address,
     flow::FlowKey,
-    record::{COUNTERS as COUNTER_SLOTS, Counter, EVENT_EGRESS_DENIED, EVENT_SPLICE, Event},
+    record::{
+        COUNTERS as COUNTER_SLOTS, Counter, EVENT_EGRESS_DENIED, EVENT_SPLICE, Event, MAX_EVENTS,
+        MAX_SPLICE_EVENTS,
+    },
 };
 
 use crate::{
-    context::{current_pid, update},
-    maps::{COUNTERS, EVENTS},
+    context::{current_pid, entry, now_ns, update},
+    maps::{ACCOUNTS, COUNTERS, EVENTS},
 };
 
 /// Adds `amount` to a counter of a workload.
@@ -24,7 +27,7 @@ pub fn count(workload: u32, counter: Counter, amount: u64) {
     }
 }
 
-/// Tells userspace; dropped when nobody reads fast enough. It does not say which process it was: before Linux 6.10 only
+/// Tells userspace; dropped when nobody reads fast enough, or the workload has told too much. It does not say which process it was: before Linux 6.10 only
 /// some types of program may ask that, and those that packets run would name whomever they interrupted.
 #[inline(always)]
 pub fn event(kind: u32, workload: u32, address: Address) {
@@ -82,7 +85,37 @@ pub fn event_of_splice(workload: u32, flow: FlowKey) {
     });
 }
 
+/// Whether the workload has told no more than its part of late. What one has to be told of a reader that splices is not lost
+/// for what others, or the workload itself, are refused.
+#[inline(always)]
+fn may_tell(kind: u32, workload: u32) -> bool {
+    const SECOND_NS: u64 = 1_000_000_000;
+    let Some(account) = ACCOUNTS.get_ptr_mut(workload) else {
+        return false;
+    };
+    let account = entry(account);
+    let now_ns = now_ns();
+    if now_ns.wrapping_sub(account.events_since_ns) > SECOND_NS {
+        account.events_since_ns = now_ns;
+        account.events = 0;
+        account.splice_events = 0;
+    }
+    let (told, most) = if kind == EVENT_SPLICE {
+        (&mut account.splice_events, MAX_SPLICE_EVENTS)
+    } else {
+        (&mut account.events, MAX_EVENTS)
+    };
+    let may = *told < most;
+    if may {
+        *told += 1;
+    }
+    may
+}
+
 #[inline(always)]
 fn send(event: &Event) {
+    if !may_tell(event.kind, event.workload) {
+        return;
+    }
     let _ = EVENTS.output(event, 0);
 }

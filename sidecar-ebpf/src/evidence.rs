@@ -32,7 +32,8 @@ pub trait Kernel {
     fn half(&self, cookie: u64) -> Option<Self::Half>;
     /// The socket at an address that was noted when it entered the map. It may have gone since.
     fn tcp(&self, address: u64) -> Self::Tcp;
-    fn workload(&self, index: u32) -> Option<Receiver>;
+    /// The workload in this place, if the enrolment is the one that it has now.
+    fn workload(&self, index: u32, enrolment: u64) -> Option<Receiver>;
     /// Redirect is on for the node.
     fn is_enabled(&self) -> bool;
     /// Which evidence is not asked for: one of the `NAIVE_` constants.
@@ -121,6 +122,11 @@ pub fn message<K: Kernel>(
         return Err(Counter::FallbackNoPeer);
     };
     let receiver = other_end(kernel, state, to).ok_or(Counter::FallbackNoPeer)?;
+    if kernel.workload(state.workload, state.enrolment).is_none() {
+        // Its workload has left.
+        take_tcp(kernel, state, &receiver);
+        return Err(Counter::FallbackOff);
+    }
     if kernel.naive() != NAIVE_REDIRECT {
         if !state.is(SocketState::PROXY)
             && past_proxies(kernel, state, tcp_state, &receiver, bytes, &redirect).is_some()
@@ -281,11 +287,11 @@ fn evidence<K: Kernel>(
     bytes: u32,
     bulk: bool,
 ) -> Option<Evidence> {
-    let (workload, to_proxy, socket) =
-        receiver.read(|r| (r.workload, r.is(HalfFlow::OF_PROXY), r.socket));
+    let (workload, enrolment, to_proxy, socket) =
+        receiver.read(|r| (r.workload, r.enrolment, r.is(HalfFlow::OF_PROXY), r.socket));
     let sender = kernel.tcp(state.socket);
     let receiver = kernel.tcp(socket);
-    let workload = kernel.workload(workload)?;
+    let workload = kernel.workload(workload, enrolment)?;
     if state.read_bytes != state.sent_bytes && receiver.ingress_is_empty() {
         state.read_bytes = state.sent_bytes;
     }
@@ -372,9 +378,11 @@ fn past_proxies<K: Kernel>(
     if proxy_flags & HalfFlow::SETTLED == 0 {
         return None;
     }
-    let (cookie, socket, workload) = chain.last.read(|l| (l.cookie, l.socket, l.workload));
+    let (cookie, socket, workload, enrolment) = chain
+        .last
+        .read(|l| (l.cookie, l.socket, l.workload, l.enrolment));
     let receiver = kernel.tcp(socket);
-    let workload = kernel.workload(workload)?;
+    let workload = kernel.workload(workload, enrolment)?;
     if workload.flags & WORKLOAD_REDIRECT_JOINED == 0 {
         return None;
     }
@@ -429,14 +437,17 @@ fn past_proxies<K: Kernel>(
 #[inline(always)]
 pub fn join<K: Kernel>(kernel: &K, state: &mut SocketState, other: u64) -> Option<()> {
     peer(kernel, state)?;
-    if kernel.workload(state.workload)?.flags & WORKLOAD_REDIRECT_JOINED == 0 {
+    let own = kernel.workload(state.workload, state.enrolment)?;
+    if own.flags & WORKLOAD_REDIRECT_JOINED == 0 {
         return None;
     }
     let here = half(kernel, state.cookie)?;
     let there = half(kernel, other)?;
-    let (flags, workload, next) = there.read(|t| (t.flags, t.workload, t.peer));
+    let (flags, workload, enrolment, next) =
+        there.read(|t| (t.flags, t.workload, t.enrolment, t.peer));
     if here.read(|h| h.flags) & flags & HalfFlow::OF_PROXY == 0
         || workload != state.workload
+        || enrolment != state.enrolment
         || next == 0
         || other == state.cookie
     {

@@ -3,7 +3,7 @@
 use aya_ebpf::programs::SockOpsContext;
 use sidecar_common::{
     flow::HalfFlow,
-    record::{Counter, EVENT_UNPAIRED, Profile},
+    record::{Account, Counter, EVENT_UNPAIRED, MAX_PROFILES_EACH, Profile},
     settings::PortKey,
     socket_state::SocketState,
 };
@@ -11,7 +11,7 @@ use sidecar_common::{
 use crate::{
     context::{self, Operation, Socket, read, update},
     counters::{count, event},
-    maps::{FLOWS, HALF_FLOWS, PROFILES},
+    maps::{ACCOUNTS, FLOWS, HALF_FLOWS, PROFILES},
 };
 
 const NOEXIST: u64 = 1;
@@ -55,6 +55,7 @@ fn try_insert(
         socket: state.socket,
         peer,
         workload: state.workload,
+        enrolment: state.enrolment,
         flags: if state.is(SocketState::PROXY) {
             HalfFlow::OF_PROXY
         } else {
@@ -82,6 +83,9 @@ fn try_insert(
 }
 
 /// Tells the connecting socket, which is in the map, that the accepted one is its other end. Nobody else writes it.
+///
+/// The connecting socket may close between look and write, and its entry be another socket's by then, which is thus told of an other end
+/// that does not name it in turn (`evidence::other_end`): that one's flow takes TCP.
 #[inline(always)]
 pub fn meet(connecting: u64, accepted: u64) -> Option<()> {
     let half = HALF_FLOWS.get_ptr_mut(&connecting)?;
@@ -135,7 +139,13 @@ pub fn learn(state: &SocketState, redirected: u64, passed: u64) {
             }
         }),
         None => {
-            let _ = PROFILES.insert(
+            let Some(account) = ACCOUNTS.get_ptr_mut(state.workload) else {
+                return;
+            };
+            if read(account).profiles >= MAX_PROFILES_EACH {
+                return;
+            }
+            let inserted = PROFILES.insert(
                 &key,
                 &Profile {
                     redirected,
@@ -145,6 +155,9 @@ pub fn learn(state: &SocketState, redirected: u64, passed: u64) {
                 },
                 NOEXIST,
             );
+            if inserted.is_ok() {
+                update(account, |a: &mut Account| a.profiles += 1);
+            }
         }
     }
 }

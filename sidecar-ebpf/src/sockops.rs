@@ -21,6 +21,7 @@ use crate::{
     connect::port_rule,
     context::{Ends, LOAD_CONSTANTS, Operation, Socket, TcpSocket, now_ns, read, update},
     counters::count,
+    enrolment::{splices, workload_of},
     maps::{CLOSED_UNTIL, LISTENING, NAMESPACES, PROFILES, SOCKETS, WORKLOADS},
     msg::Maps,
     pair, rendezvous,
@@ -62,6 +63,7 @@ fn connecting(ctx: &SockOpsContext) -> Option<()> {
     if !state.is(SocketState::PROXY | SocketState::STEERED) {
         return None;
     }
+    workload_of(state)?;
     state.flow = ctx.flow();
     state.cookie = ctx.cookie();
     state.service_port = if state.original.is_some() {
@@ -81,7 +83,10 @@ fn connecting(ctx: &SockOpsContext) -> Option<()> {
     let tcp = socket.tcp();
     let initial_seq = tcp.and_then(|tcp| tcp.write_seq()).unwrap_or(0);
     state.start_seq = initial_seq.wrapping_add(1);
-    let suits = state.is(SocketState::PROXY) || tcp.is_some_and(nonblocking);
+    let proxy = state.is(SocketState::PROXY);
+    // Subflows of Multipath TCP, which the kernel makes itself, have their protocol on top of TCP, as kernel TLS is: neither enters
+    // the map.
+    let suits = tcp.is_some_and(|tcp| !tcp.has_ulp() && (proxy || nonblocking(tcp)));
     let within = is_within_workload(state);
     let pays = suits && allowed(state, within) && pays(state);
     let flag = |on: bool, flag: u32| if on { flag } else { 0 };
@@ -129,9 +134,9 @@ fn allowed(state: &SocketState, within: bool) -> bool {
     };
     !state.is(SocketState::MULTIPATH)
         && LOAD_CONSTANTS.load().redirect != 0
-        && WORKLOADS.get(state.workload).is_some_and(|w| {
+        && workload_of(state).is_some_and(|w| {
             w.flags & level != 0
-                && (state.is(SocketState::PROXY) || w.flags & WORKLOAD_SPLICES == 0)
+                && (state.is(SocketState::PROXY) || splices(state.workload) & WORKLOAD_SPLICES == 0)
         })
         && port_rule(state.workload, state.direction, state.service_port) & PORT_NO_REDIRECT == 0
 }
@@ -142,9 +147,7 @@ fn pays(state: &SocketState) -> bool {
     let Some(profile) = PROFILES.get_ptr_mut(&pair::port(state)) else {
         return true;
     };
-    let adaptive = WORKLOADS
-        .get(state.workload)
-        .is_some_and(|w| w.flags & WORKLOAD_ADAPTIVE != 0);
+    let adaptive = workload_of(state).is_some_and(|w| w.flags & WORKLOAD_ADAPTIVE != 0);
     let pays = !adaptive || decide::pays(&read(profile));
     if !pays {
         count(state.workload, Counter::Unprofitable, 1);
@@ -187,7 +190,11 @@ fn enter(
     state: &mut SocketState,
     record: *mut Rendezvous,
 ) -> Option<()> {
-    let read_seq = socket.tcp()?.copied_seq()?;
+    let tcp = socket.tcp()?;
+    if tcp.has_ulp() {
+        return None;
+    }
+    let read_seq = tcp.copied_seq()?;
     pair::insert(ctx, socket, state, 0)?;
     if state.claimed_peer.is_some() {
         watch_for_tcp(ctx, state);
@@ -204,8 +211,17 @@ fn enter(
 fn accepted(ctx: &SockOpsContext) -> Option<()> {
     let socket = ctx.socket()?;
     let state = match SOCKETS.get(socket) {
-        Some(state) => state,
-        None => unmarked(ctx, socket)?,
+        Some(state) => {
+            if workload_of(state).is_none() {
+                // The listener was one of a workload that has left.
+                *state = of_namespace(ctx)?;
+            }
+            state
+        }
+        None => {
+            let mut state = of_namespace(ctx)?;
+            SOCKETS.get_or_insert(socket, &mut state)?
+        }
     };
     // A copy of the listener's until now.
     let listener = TcpSocket::from_word(state.socket);
@@ -252,7 +268,7 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
     if within.is_none() {
         rendezvous::forget_pairing(state);
     }
-    if record.is(Rendezvous::TCP_ONLY) || !allowed(state, within.is_some()) {
+    if record.is(Rendezvous::TCP_ONLY) || !allowed(state, within.is_some()) || tcp.has_ulp() {
         return None;
     }
     if !proxy
@@ -274,7 +290,7 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
 /// that they get takes TCP, and their sockets are in the map for what they send.
 #[inline(always)]
 fn watch_for_tcp(ctx: &SockOpsContext, state: &SocketState) -> Option<()> {
-    let flags = WORKLOADS.get(state.workload)?.flags;
+    let flags = workload_of(state)?.flags;
     if flags & WORKLOAD_REDIRECT_TO_APPLICATIONS != 0 {
         ctx.watch_segments(true)?;
     }
@@ -293,17 +309,18 @@ fn about_to_send(ctx: &SockOpsContext) -> Option<()> {
     ctx.watch_segments(false)
 }
 
-/// An accepted socket whose listener bears no mark, as those of Multipath TCP do: in a namespace of the workload's own it is the
+/// Of an accepted socket whose listener bears no mark, as those of Multipath TCP do: in a namespace of the workload's own it is the
 /// application's, which shall see the client's address all the same.
 #[inline(always)]
-fn unmarked(ctx: &SockOpsContext, socket: Socket) -> Option<&'static mut SocketState> {
+fn of_namespace(ctx: &SockOpsContext) -> Option<SocketState> {
     let workload = read(NAMESPACES.get_ptr(&ctx.netns_cookie())?);
-    let mut state = SocketState {
+    let enrolment = WORKLOADS.get(workload)?.enrolment;
+    (enrolment != 0).then_some(SocketState {
         workload,
+        enrolment,
         flags: SocketState::MULTIPATH,
         ..SocketState::default()
-    };
-    SOCKETS.get_or_insert(socket, &mut state)
+    })
 }
 
 /// A socket of the application begins to listen. Who has stopped is found by userspace: several sockets may listen at one
@@ -316,7 +333,7 @@ fn listening(ctx: &SockOpsContext) -> Option<()> {
         return None;
     }
     state.socket = socket.tcp().map_or(0, TcpSocket::to_word);
-    if WORKLOADS.get(state.workload)?.netns != ctx.netns_cookie() {
+    if workload_of(state)?.netns != ctx.netns_cookie() {
         return None;
     }
     let local = ctx.flow().local;
@@ -351,6 +368,7 @@ fn closed(ctx: &SockOpsContext) -> Option<()> {
     if state.is(SocketState::IN_MAP) {
         pair::remove(state);
     }
-    state.flags &= SocketState::PROXY | SocketState::MULTIPATH | SocketState::STEERED;
+    // Where it led is forgotten: the socket may be connected anew.
+    state.flags &= SocketState::PROXY | SocketState::MULTIPATH;
     Some(())
 }

@@ -12,7 +12,8 @@ use sidecar_ebpf::evidence::Tcp;
 use crate::{
     context::{LOAD_CONSTANTS, SystemCall, entry, traced},
     counters::{count, event_of_splice},
-    maps::{SOCKETS, WORKLOADS},
+    enrolment::workload_of,
+    maps::{ACCOUNTS, SOCKETS},
 };
 
 /// `splice(2)` reads a socket's TCP queue only and would never see redirected bytes: the workload that uses it
@@ -39,15 +40,16 @@ fn try_splice(ctx: &BtfTracePointContext) -> Option<()> {
     if !blind && number != LOAD_CONSTANTS.load().splice_number {
         return None;
     }
-    let workload = entry(WORKLOADS.get_ptr_mut(state.workload)?);
+    workload_of(state)?;
+    let account = entry(ACCOUNTS.get_ptr_mut(state.workload)?);
     let splices = if state.is(SocketState::PROXY) {
         WORKLOAD_PROXY_SPLICES
     } else {
         WORKLOAD_SPLICES
     };
-    let first = workload.flags & splices == 0;
+    let first = account.splices & splices == 0;
     if first {
-        workload.flags |= splices;
+        account.splices |= splices;
         count(state.workload, Counter::Splice, 1);
     }
     if blind {

@@ -3,7 +3,7 @@
 //!
 //! What it has of the kernel: two queues per socket, of which a read takes the redirected one first; sequence numbers; an
 //! address that is used again after its socket has gone; entries of maps that are used again under a reference; addresses
-//! that isolated networks have in common. While a proof is gathered, other sockets may close.
+//! that isolated networks have in common; places among the workloads that are used again while sockets of the former one live. While a proof is gathered, other sockets may close.
 
 #![allow(clippy::unwrap_used)]
 
@@ -34,6 +34,8 @@ const TCP_BYTES: usize = 160;
 const CHAINS: usize = 6;
 /// So few that connections of different networks often have the same.
 const TUPLES: u64 = 2;
+/// Places among the workloads, for each side of a connection.
+const PLACES: u64 = 3;
 /// Turns of a proxy before it joins.
 const JOIN_AFTER: u32 = 2;
 
@@ -93,6 +95,9 @@ struct Node {
     halves: BTreeMap<u64, Rc<RefCell<HalfFlow>>>,
     free_halves: Vec<Rc<RefCell<HalfFlow>>>,
     pairings: BTreeMap<u64, Rendezvous>,
+    /// Who has which place among the workloads now.
+    enrolments: BTreeMap<u32, u64>,
+    departures: u64,
     /// By id.
     chains: BTreeMap<u64, Chain>,
     last: u64,
@@ -131,6 +136,7 @@ impl Node {
         let state = SocketState {
             cookie,
             workload,
+            enrolment: *self.enrolments.entry(workload).or_insert(cookie),
             flags: if proxy { SocketState::PROXY } else { 0 },
             start_seq: sequence,
             ..SocketState::default()
@@ -159,18 +165,15 @@ impl Node {
         self.last += 1;
         let id = self.last;
         let proxies = 1 + self.random(2) as usize;
+        let places = [
+            self.random(PLACES) as u32,
+            (PLACES + self.random(PLACES)) as u32,
+        ];
         let sockets: Vec<u64> = (0..2 + 2 * proxies)
             .map(|index| {
-                let workload = (id as u32) * 2 + u32::from(index > proxies);
+                let side = usize::from(proxies == 2 && index > proxies);
                 let proxy = index != 0 && index != 2 * proxies + 1;
-                self.new_socket(
-                    proxy,
-                    if proxies == 1 {
-                        id as u32 * 2
-                    } else {
-                        workload
-                    },
-                )
+                self.new_socket(proxy, places[side])
             })
             .collect();
         for pair in sockets.chunks(2) {
@@ -217,6 +220,9 @@ impl Node {
 
     fn insert(&mut self, cookie: u64, peer: u64) {
         let socket = self.sockets.get_mut(&cookie).unwrap();
+        if self.enrolments.get(&socket.state.workload) != Some(&socket.state.enrolment) {
+            return;
+        }
         socket.state.socket = socket.address;
         socket.state.flags |= SocketState::IN_MAP;
         socket.state.peer = peer;
@@ -225,6 +231,7 @@ impl Node {
             socket: socket.address,
             peer,
             workload: socket.state.workload,
+            enrolment: socket.state.enrolment,
             flags: if socket.state.is(SocketState::PROXY) {
                 HalfFlow::OF_PROXY
             } else {
@@ -327,6 +334,23 @@ impl Node {
         });
     }
 
+    /// A workload leaves, and another one comes in its place. Their sockets live on.
+    fn leave(&mut self) {
+        let place = self.random(2 * PLACES) as u32;
+        self.last += 1;
+        self.departures += 1;
+        self.enrolments.insert(place, self.last);
+        let gone: Vec<u64> = self
+            .halves
+            .iter()
+            .filter(|(_, half)| half.borrow().workload == place)
+            .map(|(cookie, _)| *cookie)
+            .collect();
+        for cookie in gone {
+            self.free_halves.extend(self.halves.remove(&cookie));
+        }
+    }
+
     /// While somebody gathers a proof: a socket closes, and a new one takes its place in memory.
     fn meanwhile(&mut self) {
         if self.chains.is_empty() || self.random(400) != 0 {
@@ -411,8 +435,9 @@ impl<'a> Kernel for Asker<'a> {
         View(self.0, address)
     }
 
-    fn workload(&self, _: u32) -> Option<Receiver> {
-        Some(Receiver {
+    fn workload(&self, index: u32, enrolment: u64) -> Option<Receiver> {
+        let node = self.0.0.borrow();
+        (node.enrolments.get(&index) == Some(&enrolment)).then_some(Receiver {
             flags: WORKLOAD_REDIRECT_TO_APPLICATIONS | WORKLOAD_REDIRECT_JOINED,
             credit_bytes: CREDIT_BYTES,
         })
@@ -752,6 +777,10 @@ impl Model {
             self.0.borrow_mut().end(id);
             return;
         }
+        if self.random(1500) == 0 {
+            self.0.borrow_mut().leave();
+            return;
+        }
         let side = self.random(2) as usize;
         match self.random(10) {
             0 => self.0.borrow_mut().set_up(id),
@@ -824,6 +853,7 @@ fn no_byte_reaches_the_wrong_reader() {
         assert!(node.delivered > 100_000, "{} delivered", node.delivered);
         assert!(node.joined > 1000, "{} joined", node.joined);
         assert!(node.to_peer > 10_000, "{} redirected", node.to_peer);
+        assert!(node.departures > 100, "{} have left", node.departures);
         assert!(
             node.equal_addresses > 100,
             "{} with equal addresses",

@@ -116,7 +116,7 @@ async fn proxied(
     };
     tokio::task::spawn_local(exclusion::follow(
         enrolment.open_tables()?,
-        enrolment.slot(),
+        enrolment.identity(),
         cgroups.application.clone(),
         config.clone(),
     ));
@@ -124,7 +124,6 @@ async fn proxied(
         enrolment.open_tables()?,
         enrolment.slot(),
         cgroups.application.clone(),
-        cgroups.proxy.clone(),
     ));
     if let Some(ring) = enrolment.take_events() {
         let (own, config) = (enrolment.slot(), config.clone());

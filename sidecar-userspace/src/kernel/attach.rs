@@ -169,6 +169,11 @@ impl Enrolment {
         self.attached.slot()
     }
 
+    /// Whose its entries in the shared maps are: slot and enrolment.
+    pub fn identity(&self) -> (u32, u64) {
+        (self.attached.slot(), self.attached.enrolment())
+    }
+
     /// How far redirect goes.
     pub fn reach(&self) -> &Reach {
         &self.reach
@@ -184,7 +189,14 @@ impl Enrolment {
             redirect: Default::default(),
             ..steering.clone()
         };
-        let entry = workload_entry(&test, self.attached.netns(), 0, &self.reach, false);
+        let entry = workload_entry(
+            &test,
+            self.attached.enrolment(),
+            self.attached.netns(),
+            0,
+            &self.reach,
+            false,
+        );
         self.tables.set_workload(slot, entry)?;
         let findings = selftest::run(self, entry.credit_bytes);
         let reach = Reach::proven(&findings);
@@ -327,13 +339,16 @@ impl Observer for Enrolment {
     }
 
     fn take_splice(&mut self) -> Result<bool, String> {
-        let old = self.change(|workload| workload.flags &= !WORKLOAD_PROXY_SPLICES)?;
-        Ok(old.flags & WORKLOAD_PROXY_SPLICES != 0)
+        let slot = self.slot();
+        let account = self.tables.account(slot).map_err(|e| e.to_string())?;
+        self.tables.reset_account(slot).map_err(|e| e.to_string())?;
+        Ok(account.splices & WORKLOAD_PROXY_SPLICES != 0)
     }
 
     fn mark(&mut self, socket: BorrowedFd<'_>, state: SocketState) -> Result<(), String> {
         let state = SocketState {
             workload: self.slot(),
+            enrolment: self.attached.enrolment(),
             ..state
         };
         let marked = self.tables.adopt_socket(&socket, state);

@@ -10,8 +10,8 @@ use std::{
 use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
 use sidecar_common::record::{
-    EVENT_CONNECT_REFUSED, EVENT_EGRESS_DENIED, EVENT_INBOUND_REFUSED, EVENT_SPLICE,
-    EVENT_UNPAIRED, Event, PROTOCOL_FRAME,
+    EVENT_CONNECT_REFUSED, EVENT_EGRESS_DENIED, EVENT_INBOUND_REFUSED, EVENT_PROXY_AWAY,
+    EVENT_SPLICE, EVENT_UNPAIRED, Event, PROTOCOL_FRAME,
 };
 use tokio::io::unix::AsyncFd;
 use tracing::{debug, warn};
@@ -82,7 +82,7 @@ pub type KernelLog = EbpfLogger<&'static dyn log::Log>;
 /// When each kind was said last of one workload.
 #[derive(Default)]
 struct Said {
-    kinds: [Option<Instant>; 6],
+    kinds: [Option<Instant>; 7],
     /// Denied destinations, with the rule and the protocol.
     denied: HashMap<(SocketAddr, i32, u32), Instant>,
 }
@@ -157,6 +157,9 @@ fn handle(event: &Event, workload: &str, said: &mut Said) {
         }
         EVENT_CONNECT_REFUSED if news => {
             warn!(workload, %address, "outbound connections are refused: the workload has too many under way, or the kernel has no memory for what has to be remembered of one");
+        }
+        EVENT_PROXY_AWAY if news => {
+            warn!(workload, %address, "outbound connections are refused: the proxy does not listen");
         }
         EVENT_UNPAIRED if news => {
             warn!(workload, %address, "a connection stays on TCP: the map of flows is full, or its key is taken");

@@ -165,6 +165,9 @@ impl Node {
         listeners: Listening<'_>,
     ) -> Result<Attached, AttachError> {
         self.tables.check_room(None, subject.steering)?;
+        // The pod may be attached already, in another network namespace: what is said of its cgroups is replaced.
+        let cgroups = [subject.application.id()?, subject.proxy.id()?];
+        let former = self.tables.cgroups_beside(&cgroups);
         let shared = Pins::open(&self.base, Layout::own()?)?;
         let pins = shared.claim_for_pod(&subject.steering.name, pod)?;
         let (slot, directory) = (pins.slot, pins.directory.clone());
@@ -173,6 +176,11 @@ impl Node {
             // The error says more than a failure to clean up would.
             let _ = shared.remove(&directory);
             self.tables.clear(slot);
+            for (id, entry) in former {
+                if let Err(error) = self.tables.set_cgroup(id, entry) {
+                    warn!(%error, "a cgroup of a pod that stays attached is not known any more");
+                }
+            }
         }
         attached
     }
@@ -197,7 +205,8 @@ impl Node {
 
     /// Whether the pod can go on as it is attached, with a proxy in the namespace `netns`.
     pub fn can_hand_over(&self, attached: &Attached, netns: u64) -> bool {
-        attached.netns() == netns && self.is_ours(attached)
+        // An agent that was killed while it attached has not said which enrolment it is.
+        attached.netns() == netns && attached.enrolment() != 0 && self.is_ours(attached)
     }
 
     /// The pod has another proxy now, or the same one again: see [`Node::can_hand_over`].

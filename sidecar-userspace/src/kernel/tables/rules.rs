@@ -157,6 +157,7 @@ fn rules(slot: u32, steering: &Steering) -> OfWorkload {
 /// The entry of a workload in `WORKLOADS`. `own_namespace`: nobody else uses the network namespace.
 pub fn workload_entry(
     steering: &Steering,
+    enrolment: u64,
     netns: u64,
     outbound_port: u16,
     reach: &Reach,
@@ -178,10 +179,9 @@ pub fn workload_entry(
             | flag(!steering.outbound_deny.is_empty(), WORKLOAD_DENIES)
             | flag(steering.fail_rule == FailRule::Closed, WORKLOAD_FAIL_CLOSED),
         credit_bytes: steering.redirect.credit_bytes,
-        generation: 0,
-        netns,
         redirect_limit: limit.map_or(0, Proof::number),
-        _pad: 0,
+        enrolment,
+        netns,
     }
 }
 
