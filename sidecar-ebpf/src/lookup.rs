@@ -46,8 +46,10 @@ fn try_lookup(ctx: &SkLookupContext) -> Option<u32> {
     }
     if let Some(record) = rendezvous::of(id).and_then(|own| own.get_ptr_mut(&flow)) {
         mark_local(record);
-        if read(record).is(Rendezvous::OF_PROXY) {
-            // The proxy's own connection, whatever its addresses: handed to the proxy again it would go round for ever.
+        let record = read(record);
+        if record.is(Rendezvous::OF_PROXY) || record.original.is_some() {
+            // The proxy's own connection, whatever its addresses: handed to the proxy again it would go round for ever. Or a
+            // steered one on its way to the proxy, which comes from the address that its application has bound it to.
             return Some(SK_PASS);
         }
     }
