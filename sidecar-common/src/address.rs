@@ -40,6 +40,13 @@ impl Ip {
         }
     }
 
+    /// fe80::/10 or ff00::/8: means something together with an interface only.
+    #[inline(always)]
+    pub const fn is_scoped(&self) -> bool {
+        let first = self.0[0].to_be();
+        first >> 22 == 0xfe80 >> 6 || first >> 24 == 0xff
+    }
+
     /// `0.0.0.0` or `::`, which a connect takes for loopback.
     #[inline(always)]
     pub const fn is_unspecified(&self) -> bool {
@@ -135,5 +142,23 @@ mod tests {
         assert!(Ip::default().is_unspecified());
         assert!(Ip::from_v4(0).is_unspecified());
         assert!(!Ip::from_v4(1).is_unspecified());
+    }
+
+    #[test]
+    fn scoped_addresses_are_link_local_and_multicast() {
+        for (first, scoped) in [
+            (0xfe80_0000_u32, true),
+            (0xfebf_0000, true),
+            (0xff02_0000, true),
+            (0xfec0_0000, false),
+            (0xfd00_0000, false),
+        ] {
+            assert_eq!(
+                Ip([first.to_be(), 0, 0, 1]).is_scoped(),
+                scoped,
+                "{first:x}"
+            );
+        }
+        assert!(!Ip::from_v4(0xffff_fffe_u32.to_be()).is_scoped());
     }
 }

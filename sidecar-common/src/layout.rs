@@ -2,7 +2,7 @@
 
 /// Raised with every change to a shared type or to the meaning of a map; part of the pin directory's name, so
 /// that two versions on one node never read each other's maps.
-pub const ABI_VERSION: u32 = 10;
+pub const ABI_VERSION: u32 = 11;
 
 /// Level of the socket options that the proxy sets on its own sockets and the kernel half answers.
 pub const SOCKET_OPTION_LEVEL: i32 = 0x5ca7;

@@ -66,6 +66,9 @@ pub const WORKLOAD_FAIL_CLOSED: u32 = 8;
 /// Connections to ports where redirect does not pay stay out of the SOCKHASH.
 pub const WORKLOAD_ADAPTIVE: u32 = 32;
 
+/// Destinations that no service claims may be reached: link-local ones, which cannot be steered, may be left alone.
+pub const WORKLOAD_PASSES_UNKNOWN: u32 = 64;
+
 /// Inbound: every port on which the workload listens.
 pub const CAPTURE_WORKLOAD: u16 = 1;
 /// Inbound: ports with `PORT_CAPTURE` only.

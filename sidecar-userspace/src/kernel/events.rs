@@ -126,11 +126,15 @@ fn denied(event: &Event, steering: &Steering, said: &mut Said) {
         return;
     }
     said.denied.insert(key, Instant::now());
+    let (workload, pid) = (&steering.name, event.pid);
+    if event.fd == 0 {
+        warn!(%workload, %destination, pid, "outbound connection denied: link-local destinations cannot be steered, and not every destination may be reached (outbound.unknown, authorization.outbound)");
+        return;
+    }
     let position = usize::try_from(event.fd).ok();
     let position = position.and_then(|rule| rule.checked_sub(1));
     let rule = position.and_then(|position| steering.outbound_deny.get(position));
     let rule = rule.map_or("of a former configuration", |rule| &*rule.name);
-    let (workload, pid) = (&steering.name, event.pid);
     warn!(%workload, %destination, rule, pid, "outbound connection denied (outbound.deny)");
 }
 

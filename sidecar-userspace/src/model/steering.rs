@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Cidr, EgressRule, FailRule, InboundCapture, Redirect, Snapshot, cgroup::CgroupPattern,
+    Cidr, EgressRule, FailRule, InboundCapture, Redirect, Snapshot, UnknownDestination,
+    cgroup::CgroupPattern,
 };
 
 /// Entries that one workload may have in each of the maps of rules, which all workloads of a node share.
@@ -41,6 +42,9 @@ pub struct Steering {
     pub outbound_exclude_cidrs: Vec<Cidr>,
     #[serde(default)]
     pub outbound_deny: Vec<EgressRule>,
+    /// Whether connections may pass of which nothing but the destination is known, and whatever that is.
+    #[serde(default)]
+    pub outbound_passes_unknown: bool,
     #[serde(default)]
     pub redirect: Redirect,
     /// Cgroups below the workload's whose processes are left alone.
@@ -79,6 +83,8 @@ impl From<&Snapshot> for Steering {
             outbound_exclude_ports: snapshot.outbound.exclude_ports.clone(),
             outbound_exclude_cidrs: snapshot.outbound.exclude_cidrs.clone(),
             outbound_deny: snapshot.outbound.deny.clone(),
+            outbound_passes_unknown: snapshot.outbound.unknown == UnknownDestination::Passthrough
+                && snapshot.authorization.outbound.is_open(),
             redirect: snapshot.redirect.clone(),
             exclude_cgroups: snapshot.workload.exclude_cgroups.clone(),
         }

@@ -19,7 +19,8 @@ use sidecar_common::{
     settings::{
         CAPTURE_LISTED, CAPTURE_NAMESPACE, CAPTURE_WORKLOAD, CIDR_EXCLUDE, CidrTarget, DenyTarget,
         INBOUND, OUTBOUND, PORT_CAPTURE, PORT_EXCLUDE, PORT_NO_REDIRECT, PortKey,
-        WORKLOAD_ADAPTIVE, WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, WORKLOAD_REDIRECT, Workload,
+        WORKLOAD_ADAPTIVE, WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, WORKLOAD_PASSES_UNKNOWN,
+        WORKLOAD_REDIRECT, Workload,
     },
 };
 
@@ -167,7 +168,8 @@ pub fn workload_entry(
         flags: WORKLOAD_ENROLLED
             | flag(redirect && steering.redirect.enabled, WORKLOAD_REDIRECT)
             | flag(steering.redirect.adaptive, WORKLOAD_ADAPTIVE)
-            | flag(steering.fail_rule == FailRule::Closed, WORKLOAD_FAIL_CLOSED),
+            | flag(steering.fail_rule == FailRule::Closed, WORKLOAD_FAIL_CLOSED)
+            | flag(steering.outbound_passes_unknown, WORKLOAD_PASSES_UNKNOWN),
         credit_bytes: steering.redirect.credit_bytes,
         generation: 0,
         netns,
