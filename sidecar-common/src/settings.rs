@@ -15,6 +15,11 @@ pub const MAX_PAIRINGS: u32 = 16_384;
 /// Places at which one workload listens that are remembered. Where there are more, none counts as closed.
 pub const MAX_LISTENING: u32 = 4096;
 
+/// Prefixes of one workload's routing whose source addresses are remembered.
+pub const MAX_ROUTES: u32 = 128;
+/// Devices of one workload's network namespace that are remembered.
+pub const MAX_DEVICES: u32 = 64;
+
 /// Connections of the kubelet at once at most.
 pub const MAX_KUBELET_CONNECTIONS: u32 = 16_384;
 
@@ -116,6 +121,30 @@ pub struct DenyTarget {
     pub ip: Ip,
 }
 
+/// A device of a workload's network namespace is found by its index, without a name, and by its name, with index 0.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct DeviceKey {
+    pub workload: u32,
+    pub index: u32,
+    /// Zeroes follow it, one at least.
+    pub name: [u8; DEVICE_NAME_BYTES],
+}
+
+/// A device of a workload's network namespace.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Device {
+    pub index: u32,
+    pub name: [u8; DEVICE_NAME_BYTES],
+    /// The source addresses of what leaves by it, all zero where it has none.
+    pub v4: Ip,
+    pub v6: Ip,
+}
+
+/// `IFNAMSIZ`
+pub const DEVICE_NAME_BYTES: usize = 16;
+
 /// Where a socket of a workload listens. The value in the map is when that was noted, in nanoseconds of the monotonic clock,
 /// and [`LISTENING_EXCLUDED`].
 #[repr(C)]
@@ -176,6 +205,7 @@ const _: () = assert!(
 const _: () = assert!(
     size_of::<ListeningKey>() == 20 && size_of::<LoadConstants>() == 52 && size_of::<Cgroup>() == 8
 );
+const _: () = assert!(size_of::<DeviceKey>() == 24 && size_of::<Device>() == 52);
 
 #[cfg(feature = "user")]
 mod user {
@@ -191,6 +221,10 @@ mod user {
     unsafe impl aya::Pod for super::DenyTarget {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::ListeningKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::DeviceKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Device {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::LoadConstants {}
 }

@@ -1,6 +1,9 @@
 //! What the kernel half remembers of a socket, in the socket's own storage: it goes when the socket does.
 
-use crate::{address::Address, flow::FlowKey};
+use crate::{
+    address::{Address, Ip},
+    flow::FlowKey,
+};
 
 /// Storage of a TCP socket of an enrolled workload. Accepted sockets start with a copy of their listener's. Every field is
 /// written under the socket's lock.
@@ -35,6 +38,9 @@ pub struct SocketState {
     pub shown_peer: Address,
     /// On a socket of the proxy, before it connects: the peer that the accepting application shall be shown.
     pub claimed_peer: Address,
+    /// On the application's steered socket: the address that `getsockname` shows instead of loopback, which is that of the
+    /// route to `original`; all zero where it shows the socket's own.
+    pub source: Ip,
     /// The first sequence number of what this socket sends.
     pub start_seq: u32,
     /// Messages redirected, for the port's profile.
@@ -80,7 +86,7 @@ impl SocketState {
     }
 }
 
-const _: () = assert!(size_of::<SocketState>() == 208);
+const _: () = assert!(size_of::<SocketState>() == 224);
 
 #[cfg(feature = "user")]
 mod user {

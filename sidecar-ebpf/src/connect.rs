@@ -13,7 +13,7 @@ use sidecar_ebpf::decide::{self, Connect};
 use crate::{
     context::{UserAddress, octets},
     counters::{count, event_of_task},
-    maps::{CIDRS, DENIALS, PORTS, SOCKETS, WORKLOADS},
+    maps::{CIDRS, DENIALS, PORTS, ROUTES, SOCKETS, WORKLOADS},
     member::member_of_current,
     rendezvous,
     sock_create::{MPTCP, SOCK_STREAM, TCP, newborn},
@@ -104,6 +104,7 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
     // The socket may have been connected before.
     state.original = Address::default();
     state.shown_peer = Address::default();
+    state.source = Ip::default();
     state.flags &= SocketState::PROXY | SocketState::MULTIPATH;
     if state.is(SocketState::PROXY) {
         return None;
@@ -127,6 +128,9 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
         Connect::Steer => {
             if rendezvous::reserve(id, ctx.cookie()).is_none() {
                 return Some(refuse(id, destination));
+            }
+            if socket.bound().ip.is_unspecified() {
+                state.source = ROUTES.get(&target).copied().unwrap_or_default();
             }
             state.original = destination;
             state.shown_peer = destination;

@@ -8,6 +8,7 @@ mod operation;
 mod option;
 mod socket;
 mod storage;
+mod subflow;
 mod task;
 
 use aya_ebpf::Global;
@@ -20,6 +21,7 @@ pub use self::{
     option::{SocketOption, address_from},
     socket::{Socket, TcpSocket},
     storage::SocketStorage,
+    subflow::of_subflow,
     task::{SystemCall, ancestor_cgroup, current_pid, now_ns},
 };
 

@@ -7,6 +7,7 @@
 //! | `cgroup_connect4`, `6` | cgroup/connect4, 6 | the workload's cgroup |
 //! | `lookup_inbound` | sk_lookup | the workload's network namespace |
 //! | `getpeername4`, `6` | cgroup/getpeername4, 6 | the workload's cgroup |
+//! | `getsockname4`, `6` | cgroup/getsockname4, 6 | the workload's cgroup |
 //! | `cgroup_getsockopt`, `cgroup_setsockopt` | cgroup/getsockopt, setsockopt | the proxy's cgroup |
 //! | `workload_sockops` | sock_ops | the workload's and the proxy's cgroup |
 //! | `msg_stub` | sk_msg | the map `FLOWS`; calls `msg_redirect` |
@@ -15,7 +16,8 @@
 //!
 //! # Layout
 //!
-//! - a file per hook: [`sock_create`], [`connect`], [`lookup`], [`getpeername`], [`sockopt`], [`sockops`], [`msg`], [`trace`];
+//! - a file per hook: [`sock_create`], [`connect`], [`lookup`], [`getpeername`], [`getsockname`],
+//!   [`sockopt`], [`sockops`], [`msg`], [`trace`];
 //!   [`kubelet`] is the second sock_ops program
 //! - [`rendezvous`], how both ends of a connection meet; [`pair`], who enters the SOCKHASH
 //! - [`member`], who the current task belongs to; [`counters`], what is counted and told
@@ -39,6 +41,8 @@ mod context;
 mod counters;
 #[cfg(target_arch = "bpf")]
 mod getpeername;
+#[cfg(target_arch = "bpf")]
+mod getsockname;
 #[cfg(target_arch = "bpf")]
 mod kubelet;
 #[cfg(target_arch = "bpf")]

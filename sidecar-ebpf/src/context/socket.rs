@@ -5,9 +5,13 @@ use aya_ebpf::{
     helpers::{bpf_probe_read_kernel_buf, generated::bpf_skc_to_tcp_sock},
 };
 
+use sidecar_common::address::{Address, Ip};
 use sidecar_ebpf::evidence::Tcp;
 
-use super::LOAD_CONSTANTS;
+use super::{
+    LOAD_CONSTANTS,
+    address::{AF_INET, read_ip6},
+};
 
 /// A socket that a context points at; not null.
 #[derive(Clone, Copy)]
@@ -24,6 +28,20 @@ impl Socket {
     pub fn state(self) -> u32 {
         // SAFETY: not null; the verifier checks the rest.
         unsafe { (*self.0).state }
+    }
+
+    /// The address and port that it is bound to, unspecified and 0 where it is not.
+    #[inline(always)]
+    pub fn bound(self) -> Address {
+        // SAFETY: as above; word by word, as the verifier wants it.
+        unsafe {
+            let ip = if (*self.0).family == AF_INET {
+                Ip::from_v4((*self.0).src_ip4)
+            } else {
+                Ip(read_ip6(&raw const (*self.0).src_ip6))
+            };
+            Address::new(ip, (*self.0).src_port as u16)
+        }
     }
 
     /// The kernel's `tcp_sock`, to be read with `probe`. `None` where redirect is off.

@@ -27,6 +27,7 @@ use crate::{
         attach::{Enrolment, own_namespace},
         events, exclusion, listening,
         record::KernelCounters,
+        routes,
         workload::Subject,
     },
     lifecycle::{descriptors, readiness::Readiness, signal::Signals},
@@ -125,6 +126,7 @@ async fn proxied(
         cgroups.application.clone(),
         cgroups.proxy.clone(),
     ));
+    tokio::task::spawn_local(routes::follow(enrolment.open_tables()?, enrolment.slot()));
     if let Some(ring) = enrolment.take_events() {
         let (own, config) = (enrolment.slot(), config.clone());
         let whose = move |slot| (slot == own).then(|| Rc::new(Steering::from(&*config.load())));

@@ -80,7 +80,17 @@ fn offered(section: &ProgramSection) -> Option<Vec<&'static [bpf_func_id]>> {
                 SockAddr::Connect4 | SockAddr::Connect6 => &[BPF_FUNC_bind],
                 _ => &[],
             };
-            vec![BASE, SOCKET_BASE, TASK, COOKIES, STORAGE, options, bind]
+            let lookup: &[bpf_func_id] = &[BPF_FUNC_sk_lookup_tcp, BPF_FUNC_sk_release];
+            vec![
+                BASE,
+                SOCKET_BASE,
+                TASK,
+                COOKIES,
+                STORAGE,
+                options,
+                bind,
+                lookup,
+            ]
         }
         // `cg_sockopt_func_proto`, which ends in `cgroup_base_func_proto`: no pid, no cookies.
         ProgramSection::CgroupSockopt { attach_type } => {

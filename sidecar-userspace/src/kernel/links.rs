@@ -199,11 +199,13 @@ pub fn load_all(bpf: &mut Ebpf) -> Result<(), LoadError> {
 }
 
 /// Attached to the application's cgroup.
-const ADDRESS_PROGRAMS: [&str; 4] = [
+const ADDRESS_PROGRAMS: [&str; 6] = [
     names::CGROUP_CONNECT4,
     names::CGROUP_CONNECT6,
     names::GETPEERNAME4,
     names::GETPEERNAME6,
+    names::GETSOCKNAME4,
+    names::GETSOCKNAME6,
 ];
 
 const PROXY_PROGRAMS: [(&str, u32); 2] = [

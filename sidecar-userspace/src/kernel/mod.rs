@@ -10,7 +10,7 @@
 //! - [`census`], whether all of it is gone
 //! - [`selftest`], whether redirect may be switched on
 //! - [`events`], what it tells at once
-//! - [`listening`], where a workload listens
+//! - [`listening`], where a workload listens; [`routes`], which addresses its connections have
 //! - [`exclusion`], cgroups whose processes are left alone; [`adopt`], sockets that were there before; [`record`], counters as metrics
 //! - [`links`], programs and what they are attached to; [`workload`], one workload's, from enrolment to leaving
 //! - [`attach`], a workload that its own sidecar holds; [`node`], the workloads that the node's agent holds
@@ -31,6 +31,7 @@ pub mod load;
 pub mod node;
 pub mod pins;
 pub mod record;
+pub mod routes;
 pub mod selftest;
 pub mod tables;
 pub mod upgrade;

@@ -252,7 +252,7 @@ impl Node {
         }
     }
 
-    /// Brings up to date who listens in the pod, if it is time.
+    /// Brings up to date who listens in the pod, and its routes, if it is time.
     pub fn look(&mut self, attached: &mut Attached) {
         if self.is_ours(attached) {
             attached.look(&mut self.tables);

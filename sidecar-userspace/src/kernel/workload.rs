@@ -20,6 +20,7 @@ use super::{
     links::Links,
     listening::Look,
     pins::{Pins, WorkloadPins},
+    routes::Routes,
     tables::{Tables, rules::workload_entry},
 };
 use crate::{
@@ -77,6 +78,8 @@ pub struct Attached {
     own_namespace: bool,
     /// Who listens in it.
     look: Option<Look>,
+    /// Its routes.
+    routes: Option<Routes>,
     /// Cgroups of the workload whose processes are left alone.
     excluded: Vec<Cgroup>,
 }
@@ -116,6 +119,7 @@ impl Attached {
             netns,
             own_namespace: lasting == Lasting::Everything,
             look: None,
+            routes: None,
             excluded: Vec::new(),
         })
     }
@@ -129,6 +133,7 @@ impl Attached {
             netns,
             own_namespace: true,
             look: None,
+            routes: None,
             excluded: Vec::new(),
         })
     }
@@ -141,6 +146,7 @@ impl Attached {
             netns: 0,
             own_namespace: true,
             look: None,
+            routes: None,
             excluded: Vec::new(),
         }
     }
@@ -227,6 +233,7 @@ impl Attached {
         let slot = self.pins.slot;
         adopt::mark_proxy(tables, listeners.unmarked, slot)?;
         self.watch_listeners(tables, subject.namespace, listeners.inbound);
+        self.watch_routes(tables, subject.namespace);
         tables.set_listener(slot, &listeners.inbound)?;
         Ok(tables.set_rules(slot, subject.steering)?)
     }
@@ -253,6 +260,19 @@ impl Attached {
         self.look(tables);
     }
 
+    /// Which addresses its connections have, from now on each time that [`Attached::look`] is called.
+    fn watch_routes(&mut self, tables: &mut Tables, namespace: &Namespace) {
+        match Routes::new(namespace, self.pins.slot) {
+            Ok(mut routes) => {
+                routes.take(tables);
+                self.routes = Some(routes);
+            }
+            Err(error) => {
+                warn!(%error, "routes cannot be read: applications see their steered sockets on loopback");
+            }
+        }
+    }
+
     /// Whether cgroups are excluded, as far as this agent knows.
     pub fn has_exclusions(&self) -> bool {
         !self.excluded.is_empty()
@@ -269,8 +289,11 @@ impl Attached {
         Ok(())
     }
 
-    /// Brings up to date who listens in the workload's own namespace, if it is time.
+    /// Brings up to date who listens in the workload's own namespace, and its routes, if it is time.
     pub fn look(&mut self, tables: &mut Tables) {
+        if let Some(routes) = &mut self.routes {
+            routes.take(tables);
+        }
         if let Some(look) = &mut self.look {
             look.take(tables, &self.excluded);
         }
