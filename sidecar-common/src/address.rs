@@ -57,6 +57,25 @@ impl Ip {
     }
 }
 
+/// What an application has bound its socket to before it connected.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Source {
+    /// The address, with `BOUND`; else the one that the application is shown as its own. All zero: not known.
+    pub ip: Ip,
+    /// Index of the device, or 0.
+    pub device: u32,
+    /// In host order, or 0.
+    pub port: u16,
+    /// See the constant.
+    pub flags: u16,
+}
+
+impl Source {
+    /// The application has chosen the address itself.
+    pub const BOUND: u16 = 1;
+}
+
 /// An address and a port; all zero means none.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -79,18 +98,21 @@ impl Address {
     }
 }
 
-const _: () = assert!(size_of::<Ip>() == 16 && size_of::<Address>() == 20);
+const _: () =
+    assert!(size_of::<Ip>() == 16 && size_of::<Address>() == 20 && size_of::<Source>() == 24);
 
 #[cfg(feature = "user")]
 mod user {
     use core::net::{IpAddr, SocketAddr};
 
-    use super::{Address, Ip};
+    use super::{Address, Ip, Source};
 
     // SAFETY: repr(C), no padding, any bytes are a value.
     unsafe impl aya::Pod for Ip {}
     // SAFETY: repr(C), padded by hand, any bytes are a value.
     unsafe impl aya::Pod for Address {}
+    // SAFETY: repr(C), no padding, any bytes are a value.
+    unsafe impl aya::Pod for Source {}
 
     impl From<IpAddr> for Ip {
         fn from(address: IpAddr) -> Self {

@@ -39,7 +39,7 @@ pub struct SocketState {
     /// On a socket of the proxy, before it connects: the peer that the accepting application shall be shown.
     pub claimed_peer: Address,
     /// On the application's steered socket: the address that `getsockname` shows instead of loopback, which is that of the
-    /// route to `original`; all zero where it shows the socket's own.
+    /// route to `original`; all zero where it shows the socket's own. On the proxy's accepted one: the same.
     pub source: Ip,
     /// The first sequence number of what this socket sends.
     pub start_seq: u32,
@@ -55,7 +55,9 @@ pub struct SocketState {
     pub service_port: u16,
     /// `OUTBOUND` or `INBOUND`: which side of the workload the connection is on.
     pub direction: u16,
-    pub _pad: u32,
+    /// Index of the device that the application has bound its socket to, which is not bound to it itself; 0: to none. On the
+    /// proxy's accepted socket: what the application's is bound to.
+    pub device: u32,
 }
 
 impl SocketState {
@@ -79,6 +81,11 @@ impl SocketState {
     pub const ASKED: u32 = 256;
     /// See `HalfFlow::TCP`.
     pub const TCP: u32 = 512;
+    /// The application has bound its socket to an address. Like the next one on its steered socket, and on the proxy's
+    /// accepted one.
+    pub const BOUND_ADDRESS: u32 = 1024;
+    /// And to a port.
+    pub const BOUND_PORT: u32 = 2048;
 
     #[inline(always)]
     pub const fn is(&self, flag: u32) -> bool {

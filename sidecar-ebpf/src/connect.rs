@@ -11,8 +11,9 @@ use sidecar_common::{
 use sidecar_ebpf::decide::{self, Connect};
 
 use crate::{
-    context::{UserAddress, octets},
+    context::{SetOption, Socket, UserAddress, octets},
     counters::{count, event_of_task},
+    device,
     maps::{CIDRS, DENIALS, PORTS, ROUTES, SOCKETS, WORKLOADS},
     member::member_of_current,
     rendezvous,
@@ -126,11 +127,17 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
         port_rule(id, OUTBOUND, destination.port),
     ) {
         Connect::Steer => {
-            if rendezvous::reserve(id, ctx.cookie()).is_none() {
+            if keep_bindings(ctx, socket, state).is_none()
+                || rendezvous::reserve(id, ctx.cookie()).is_none()
+            {
                 return Some(refuse(id, destination));
             }
             if socket.bound().ip.is_unspecified() {
-                state.source = ROUTES.get(&target).copied().unwrap_or_default();
+                let source = match state.device {
+                    0 => ROUTES.get(&target).copied(),
+                    _ => device::source(state, destination.ip.is_v4()),
+                };
+                state.source = source.unwrap_or_default();
             }
             state.original = destination;
             state.shown_peer = destination;
@@ -151,6 +158,9 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
             Some(Verdict::Deny)
         }
         Connect::Leave(why) => {
+            if bind_to_device(ctx, state).is_none() {
+                return Some(refuse(id, destination));
+            }
             count(id, why, 1);
             debug!(
                 ctx,
@@ -161,8 +171,44 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
             );
             None
         }
+        Connect::Ignore if bind_to_device(ctx, state).is_none() => Some(refuse(id, destination)),
         Connect::Ignore => None,
     }
+}
+
+/// What the application has bound the socket to is remembered for the proxy, whose connection will have it. `None`: the socket
+/// stays bound to a device, from which the proxy cannot be reached.
+#[inline(always)]
+fn keep_bindings(ctx: &SockAddrContext, socket: Socket, state: &mut SocketState) -> Option<()> {
+    let device = socket.device();
+    if device != 0 {
+        ctx.bind_to_device(device::NO_DEVICE)?;
+        state.device = device;
+    }
+    let bound = socket.bound();
+    if bound.ip.is_loopback() {
+        // Nothing leaves the machine from there: the proxy's connection cannot have it.
+        return Some(());
+    }
+    if !bound.ip.is_unspecified() {
+        state.flags |= SocketState::BOUND_ADDRESS;
+    }
+    if bound.port != 0 {
+        state.flags |= SocketState::BOUND_PORT;
+        // The proxy's socket will be bound to the same port of the same address.
+        ctx.reuse_address();
+    }
+    Some(())
+}
+
+/// The connection goes out by itself: what the application wanted its socket to be bound to holds from now on.
+#[inline(always)]
+fn bind_to_device(ctx: &SockAddrContext, state: &mut SocketState) -> Option<()> {
+    if state.device != 0 {
+        ctx.bind_to_device(device::name_of(state)?)?;
+        state.device = 0;
+    }
+    Some(())
 }
 
 /// The workload is steered, and this connection cannot be.

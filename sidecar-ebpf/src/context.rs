@@ -18,7 +18,7 @@ use sidecar_ebpf::evidence::Half;
 pub use self::{
     address::{AF_INET, AF_INET6, UserAddress, created, packet},
     operation::{Ends, Operation, sender, tail_call},
-    option::{SocketOption, address_from},
+    option::{DeviceName, SetOption, SocketOption, address_from},
     socket::{Socket, TcpSocket},
     storage::SocketStorage,
     subflow::of_subflow,

@@ -8,6 +8,7 @@
 //! | `lookup_inbound` | sk_lookup | the workload's network namespace |
 //! | `getpeername4`, `6` | cgroup/getpeername4, 6 | the workload's cgroup |
 //! | `getsockname4`, `6` | cgroup/getsockname4, 6 | the workload's cgroup |
+//! | `device_getsockopt`, `device_setsockopt` | cgroup/getsockopt, setsockopt | the workload's cgroup |
 //! | `cgroup_getsockopt`, `cgroup_setsockopt` | cgroup/getsockopt, setsockopt | the proxy's cgroup |
 //! | `workload_sockops` | sock_ops | the workload's and the proxy's cgroup |
 //! | `msg_stub` | sk_msg | the map `FLOWS`; calls `msg_redirect` |
@@ -16,7 +17,7 @@
 //!
 //! # Layout
 //!
-//! - a file per hook: [`sock_create`], [`connect`], [`lookup`], [`getpeername`], [`getsockname`],
+//! - a file per hook: [`sock_create`], [`connect`], [`lookup`], [`getpeername`], [`getsockname`], [`device`],
 //!   [`sockopt`], [`sockops`], [`msg`], [`trace`];
 //!   [`kubelet`] is the second sock_ops program
 //! - [`rendezvous`], how both ends of a connection meet; [`pair`], who enters the SOCKHASH
@@ -39,6 +40,8 @@ mod connect;
 mod context;
 #[cfg(target_arch = "bpf")]
 mod counters;
+#[cfg(target_arch = "bpf")]
+mod device;
 #[cfg(target_arch = "bpf")]
 mod getpeername;
 #[cfg(target_arch = "bpf")]

@@ -30,6 +30,13 @@ impl Socket {
         unsafe { (*self.0).state }
     }
 
+    /// Index of the device that it is bound to, or 0.
+    #[inline(always)]
+    pub fn device(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0).bound_dev_if }
+    }
+
     /// The address and port that it is bound to, unspecified and 0 where it is not.
     #[inline(always)]
     pub fn bound(self) -> Address {

@@ -11,7 +11,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::{
-    ConnectionContext, Direction, Reason, Worker, accept::Accepted, connect::ConnectError,
+    ConnectionContext, Direction, Reason, Source, Worker, accept::Accepted, connect::ConnectError,
 };
 
 /// Where original destinations come from. The kernel in production; tests that have no kernel half give
@@ -26,6 +26,11 @@ pub trait OriginSource: Debug + Send + Sync {
         accepted: &TcpStream,
         peer: SocketAddr,
     ) -> io::Result<Option<SocketAddr>>;
+
+    /// What the client has bound its socket to, of an accepted outbound connection.
+    fn source(&self, _accepted: &TcpStream) -> Source {
+        Source::default()
+    }
 }
 
 /// Asks the socket: `SO_ORIGINAL_DST` for outbound connections, which the kernel half (or conntrack) answers,
@@ -78,6 +83,10 @@ impl OriginSource for KernelOrigin {
             }
         }
     }
+
+    fn source(&self, accepted: &TcpStream) -> Source {
+        Source::of(accepted)
+    }
 }
 
 const NOT_HANDED_OVER: &str =
@@ -111,11 +120,16 @@ pub fn origin(accepted: &Accepted, worker: &Rc<Worker>) -> Result<ConnectionCont
     if original.is_some_and(|original| worker.own_ports.is_loop(*direction, original, *peer)) {
         return Err(Reason::LoopDetected.into());
     }
+    let source = match (direction, client.tcp(), original) {
+        (Direction::Outbound, Ok(tcp), Some(_)) => worker.origin.source(tcp),
+        _ => Source::default(),
+    };
     Ok(ConnectionContext {
         snapshot: accepted.snapshot.clone(),
         direction: *direction,
         peer: *peer,
         original,
+        source,
         peer_identity: None,
         tls: None,
         recorder: worker.recorder.clone(),

@@ -146,7 +146,7 @@ async fn handle(event: &Event, workload: &str, tables: &Tables, said: &mut Said)
             warn!(workload, %address, "inbound connections are refused: the proxy does not listen (failRule: closed)");
         }
         EVENT_CONNECT_REFUSED if news => {
-            warn!(workload, %address, "outbound connections are refused: the workload has too many under way, or the kernel has no memory for what has to be remembered of one");
+            warn!(workload, %address, "outbound connections are refused: the workload has too many under way, the kernel has no memory for what has to be remembered of one, or the socket is bound to a device from which only CAP_NET_RAW could take it");
         }
         EVENT_UNPAIRED if news => {
             warn!(workload, %address, "a connection stays on TCP: the map of flows is full, or its key is taken");

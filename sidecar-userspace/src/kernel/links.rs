@@ -35,6 +35,8 @@ pub struct Links {
     pinned: Vec<PinnedLink>,
     /// What only a living proxy needs.
     proxy: Vec<(&'static str, OwnedFd)>,
+    /// What an application needs whose connections are steered.
+    application: Vec<(&'static str, OwnedFd)>,
 }
 
 /// A cgroup, opened to be attached to.
@@ -86,7 +88,8 @@ impl Links {
             let address = in_cgroup::<CgroupSockAddr>(bpf, name, &application_target)?;
             links.lasting.push(address);
         }
-        links.proxy = for_proxy(bpf, &proxy_target)?;
+        links.proxy = on_options(bpf, PROXY_PROGRAMS, &proxy_target)?;
+        links.application = on_options(bpf, DEVICE_PROGRAMS, &application_target)?;
         Ok(links)
     }
 
@@ -112,6 +115,14 @@ impl Links {
         Ok(())
     }
 
+    /// Gives what serves the application names in `directory`, so that it outlives us.
+    pub fn pin_application(&mut self, directory: &Path) -> Result<(), AttachError> {
+        for (name, link) in &self.application {
+            pin_one(link, name, &directory.join(format!("application-{name}")))?;
+        }
+        Ok(())
+    }
+
     /// Gives what serves the proxy in the cgroup `id` names in `directory`, so that it outlives us.
     pub fn pin_proxy(&mut self, directory: &Path, id: u64) -> Result<(), AttachError> {
         for (name, link) in &self.proxy {
@@ -131,7 +142,7 @@ pub fn serves_proxy(directory: &Path, id: u64) -> bool {
 /// Attaches what a proxy in another cgroup needs, and pins it.
 pub fn serve_proxy(bpf: &mut Ebpf, proxy: &Cgroup, directory: &Path) -> Result<(), AttachError> {
     let id = proxy.id()?;
-    for (name, link) in for_proxy(bpf, &Target::open(proxy)?)? {
+    for (name, link) in on_options(bpf, PROXY_PROGRAMS, &Target::open(proxy)?)? {
         let pin = directory.join(proxy_pin(id, name));
         // Half of a former attempt.
         let _ = std::fs::remove_file(&pin);
@@ -192,7 +203,7 @@ pub fn load_all(bpf: &mut Ebpf) -> Result<(), LoadError> {
     for name in ADDRESS_PROGRAMS {
         load_as::<CgroupSockAddr>(bpf, name)?;
     }
-    for (name, _) in PROXY_PROGRAMS {
+    for (name, _) in PROXY_PROGRAMS.into_iter().chain(DEVICE_PROGRAMS) {
         load_as::<CgroupSockopt>(bpf, name)?;
     }
     Ok(())
@@ -206,6 +217,12 @@ const ADDRESS_PROGRAMS: [&str; 6] = [
     names::GETPEERNAME6,
     names::GETSOCKNAME4,
     names::GETSOCKNAME6,
+];
+
+/// Attached to the application's cgroup, too.
+const DEVICE_PROGRAMS: [(&str, u32); 2] = [
+    (names::DEVICE_GETSOCKOPT, bpf::GETSOCKOPT),
+    (names::DEVICE_SETSOCKOPT, bpf::SETSOCKOPT),
 ];
 
 const PROXY_PROGRAMS: [(&str, u32); 2] = [
@@ -245,7 +262,7 @@ macro_rules! cgroup_program {
 
 cgroup_program!(CgroupSock, CgroupSockAddr, SockOps);
 
-/// `cgroup_getsockopt` and its sibling are only loaded this way: aya's links of their type cannot be pinned.
+/// `cgroup_getsockopt` and its siblings are only loaded this way: aya's links of their type cannot be pinned.
 impl CgroupProgram for CgroupSockopt {
     fn load_once(&mut self) -> Result<(), ProgramError> {
         if self.fd().is_ok() {
@@ -287,9 +304,13 @@ where
     Ok((name, link))
 }
 
-fn for_proxy(bpf: &mut Ebpf, target: &Target) -> Result<Vec<(&'static str, OwnedFd)>, AttachError> {
+fn on_options(
+    bpf: &mut Ebpf,
+    programs: [(&'static str, u32); 2],
+    target: &Target,
+) -> Result<Vec<(&'static str, OwnedFd)>, AttachError> {
     let mut links = Vec::new();
-    for (name, kind) in PROXY_PROGRAMS {
+    for (name, kind) in programs {
         let program = load_as::<CgroupSockopt>(bpf, name)?;
         let program = program
             .fd()

@@ -105,6 +105,7 @@ impl Attached {
             links.pin_lasting(&pins.directory)?;
         }
         if lasting == Lasting::Everything {
+            links.pin_application(&pins.directory)?;
             links.pin_proxy(&pins.directory, proxy)?;
             // The pins hold them; a descriptor each would only be one more.
             links = Links::default();
