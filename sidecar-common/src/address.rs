@@ -40,6 +40,13 @@ impl Ip {
         }
     }
 
+    /// fe80::/10 or ff00::/8: means something together with an interface only.
+    #[inline(always)]
+    pub const fn is_scoped(&self) -> bool {
+        let first = self.0[0].to_be();
+        first >> 22 == 0xfe80 >> 6 || first >> 24 == 0xff
+    }
+
     /// `0.0.0.0` or `::`, which a connect takes for loopback.
     #[inline(always)]
     pub const fn is_unspecified(&self) -> bool {
@@ -48,6 +55,25 @@ impl Ip {
             && self.0[3] == 0
             && (self.0[2] == 0 || self.0[2] == V4_MAPPED)
     }
+}
+
+/// What an application has bound its socket to before it connected.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Source {
+    /// The address, with `BOUND`; else the one that the application is shown as its own. All zero: not known.
+    pub ip: Ip,
+    /// Index of the device, or 0.
+    pub device: u32,
+    /// In host order, or 0.
+    pub port: u16,
+    /// See the constant.
+    pub flags: u16,
+}
+
+impl Source {
+    /// The application has chosen the address itself.
+    pub const BOUND: u16 = 1;
 }
 
 /// An address and a port; all zero means none.
@@ -72,18 +98,21 @@ impl Address {
     }
 }
 
-const _: () = assert!(size_of::<Ip>() == 16 && size_of::<Address>() == 20);
+const _: () =
+    assert!(size_of::<Ip>() == 16 && size_of::<Address>() == 20 && size_of::<Source>() == 24);
 
 #[cfg(feature = "user")]
 mod user {
     use core::net::{IpAddr, SocketAddr};
 
-    use super::{Address, Ip};
+    use super::{Address, Ip, Source};
 
     // SAFETY: repr(C), no padding, any bytes are a value.
     unsafe impl aya::Pod for Ip {}
     // SAFETY: repr(C), padded by hand, any bytes are a value.
     unsafe impl aya::Pod for Address {}
+    // SAFETY: repr(C), no padding, any bytes are a value.
+    unsafe impl aya::Pod for Source {}
 
     impl From<IpAddr> for Ip {
         fn from(address: IpAddr) -> Self {
@@ -135,5 +164,23 @@ mod tests {
         assert!(Ip::default().is_unspecified());
         assert!(Ip::from_v4(0).is_unspecified());
         assert!(!Ip::from_v4(1).is_unspecified());
+    }
+
+    #[test]
+    fn scoped_addresses_are_link_local_and_multicast() {
+        for (first, scoped) in [
+            (0xfe80_0000_u32, true),
+            (0xfebf_0000, true),
+            (0xff02_0000, true),
+            (0xfec0_0000, false),
+            (0xfd00_0000, false),
+        ] {
+            assert_eq!(
+                Ip([first.to_be(), 0, 0, 1]).is_scoped(),
+                scoped,
+                "{first:x}"
+            );
+        }
+        assert!(!Ip::from_v4(0xffff_fffe_u32.to_be()).is_scoped());
     }
 }

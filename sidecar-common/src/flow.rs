@@ -4,7 +4,7 @@
 //! Addresses name a connection only while it is made: two isolated networks of a node may use the same ones. Once both
 //! ends have met, each knows the other by its socket cookie, which the kernel gives to no second socket.
 
-use crate::address::Address;
+use crate::address::{Address, Ip};
 
 /// A connected socket as its addresses have it, seen from itself.
 #[repr(C)]
@@ -74,6 +74,11 @@ pub struct Rendezvous {
     pub workload: u32,
     /// See the constants.
     pub flags: u32,
+    /// Of an application's socket: see `SocketState::source`.
+    pub source: Ip,
+    /// See `SocketState::device`.
+    pub device: u32,
+    pub _pad: u32,
 }
 
 impl Rendezvous {
@@ -85,6 +90,10 @@ impl Rendezvous {
     pub const OF_PROXY: u32 = 4;
     /// The connecting socket is established, and in `FLOWS`.
     pub const ANSWERED: u32 = 8;
+    /// See `SocketState::BOUND_ADDRESS`.
+    pub const BOUND_ADDRESS: u32 = 16;
+    /// See `SocketState::BOUND_PORT`.
+    pub const BOUND_PORT: u32 = 32;
 
     #[inline(always)]
     pub const fn is(&self, flag: u32) -> bool {
@@ -165,7 +174,7 @@ impl HalfFlow {
 }
 
 const _: () = assert!(
-    size_of::<FlowKey>() == 48 && size_of::<Rendezvous>() == 72 && size_of::<HalfFlow>() == 80
+    size_of::<FlowKey>() == 48 && size_of::<Rendezvous>() == 96 && size_of::<HalfFlow>() == 80
 );
 
 #[cfg(feature = "user")]

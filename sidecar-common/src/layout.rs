@@ -27,6 +27,8 @@ pub const SOCKET_OPTION_BYPASSED_BYTES: i32 = 6;
 /// `getsockopt` on a connected socket: whether the other end has what this one left for it, one of the `HANDOVER_`
 /// constants, a `u32`.
 pub const SOCKET_OPTION_HANDOVER: i32 = 7;
+/// `getsockopt` on an accepted socket: what the steered application has bound its own to, a [`crate::address::Source`].
+pub const SOCKET_OPTION_SOURCE: i32 = 8;
 /// The accepting socket has taken it, or there was nothing to hand over.
 pub const HANDOVER_TAKEN: u32 = 0;
 /// Nobody has taken it: the listener at the other end is none of the workload's cgroup.

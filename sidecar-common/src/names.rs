@@ -10,6 +10,10 @@ pub const PORTS: &str = "PORTS";
 pub const CIDRS: &str = "CIDRS";
 /// Denied destinations, and exceptions, by workload, port, protocol and prefix.
 pub const DENIALS: &str = "DENIALS";
+/// The source address of what a workload's network namespace sends, by workload and destination prefix.
+pub const ROUTES: &str = "ROUTES";
+/// Devices of a workload's network namespace, by workload and either index or name.
+pub const DEVICES: &str = "DEVICES";
 /// Where workloads listen, a map for each.
 pub const LISTENING: &str = "LISTENING";
 /// Workloads that have a network namespace of their own, by its cookie.
@@ -47,12 +51,14 @@ pub const KUBELET_CONNECTIONS: &str = "KUBELET_CONNECTIONS";
 pub const KUBELET_CONNECTIONS_LOST: &str = "KUBELET_CONNECTIONS_LOST";
 
 /// Maps that every sidecar on the node shares, pinned by name.
-pub const SHARED_MAPS: [&str; 21] = [
+pub const SHARED_MAPS: [&str; 23] = [
     WORKLOADS,
     CGROUPS,
     PORTS,
     CIDRS,
     DENIALS,
+    ROUTES,
+    DEVICES,
     LISTENING,
     CLOSED_UNTIL,
     NAMESPACES,
@@ -77,8 +83,12 @@ pub const SOCK_CREATE: &str = "sock_create";
 pub const LOOKUP_INBOUND: &str = "lookup_inbound";
 pub const GETPEERNAME4: &str = "getpeername4";
 pub const GETPEERNAME6: &str = "getpeername6";
+pub const GETSOCKNAME4: &str = "getsockname4";
+pub const GETSOCKNAME6: &str = "getsockname6";
 pub const CGROUP_GETSOCKOPT: &str = "cgroup_getsockopt";
 pub const CGROUP_SETSOCKOPT: &str = "cgroup_setsockopt";
+pub const DEVICE_GETSOCKOPT: &str = "device_getsockopt";
+pub const DEVICE_SETSOCKOPT: &str = "device_setsockopt";
 pub const WORKLOAD_SOCKOPS: &str = "workload_sockops";
 pub const MSG_REDIRECT: &str = "msg_redirect";
 pub const MSG_STUB: &str = "msg_stub";

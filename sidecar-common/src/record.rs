@@ -12,6 +12,8 @@ pub enum Counter {
     Excluded,
     /// Outbound connection left alone: loopback.
     Loopback,
+    /// Outbound connection left alone: to an IPv6 link-local or multicast address, whose scope no hook is told.
+    LinkLocal,
     /// Inbound connection handed to the proxy.
     Inbound,
     /// Inbound connection let through: the kubelet probes.
@@ -75,13 +77,14 @@ pub enum Counter {
     ListenerLost,
 }
 
-pub const COUNTERS: usize = 33;
+pub const COUNTERS: usize = 34;
 
 impl Counter {
     pub const ALL: [Self; COUNTERS] = [
         Self::Steered,
         Self::Excluded,
         Self::Loopback,
+        Self::LinkLocal,
         Self::Inbound,
         Self::KubeletProbe,
         Self::InboundRefused,
@@ -120,6 +123,7 @@ impl Counter {
             Self::Steered => "steered",
             Self::Excluded => "excluded",
             Self::Loopback => "loopback",
+            Self::LinkLocal => "link_local",
             Self::Inbound => "inbound",
             Self::KubeletProbe => "kubelet_probe",
             Self::InboundRefused => "inbound_refused",

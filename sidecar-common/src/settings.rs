@@ -15,6 +15,11 @@ pub const MAX_PAIRINGS: u32 = 16_384;
 /// Places at which one workload listens that are remembered. Where there are more, none counts as closed.
 pub const MAX_LISTENING: u32 = 4096;
 
+/// Prefixes of one workload's routing whose source addresses are remembered.
+pub const MAX_ROUTES: u32 = 128;
+/// Devices of one workload's network namespace that are remembered.
+pub const MAX_DEVICES: u32 = 64;
+
 /// Connections of the kubelet at once at most.
 pub const MAX_KUBELET_CONNECTIONS: u32 = 16_384;
 
@@ -77,6 +82,9 @@ pub const WORKLOAD_FAIL_CLOSED: u32 = 8;
 pub const WORKLOAD_ADAPTIVE: u32 = 32;
 /// There are rules in `DENIALS` for it.
 pub const WORKLOAD_DENIES: u32 = 512;
+
+/// Destinations that no service claims may be reached: link-local ones, which cannot be steered, may be left alone.
+pub const WORKLOAD_PASSES_UNKNOWN: u32 = 1024;
 
 /// Inbound: every port on which the workload listens.
 pub const CAPTURE_WORKLOAD: u16 = 1;
@@ -187,6 +195,30 @@ pub mod protocol {
     }
 }
 
+/// A device of a workload's network namespace is found by its index, without a name, and by its name, with index 0.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct DeviceKey {
+    pub workload: u32,
+    pub index: u32,
+    /// Zeroes follow it, one at least.
+    pub name: [u8; DEVICE_NAME_BYTES],
+}
+
+/// A device of a workload's network namespace.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Device {
+    pub index: u32,
+    pub name: [u8; DEVICE_NAME_BYTES],
+    /// The source addresses of what leaves by it, all zero where it has none.
+    pub v4: Ip,
+    pub v6: Ip,
+}
+
+/// `IFNAMSIZ`
+pub const DEVICE_NAME_BYTES: usize = 16;
+
 /// Where a socket of a workload listens. The value in the map is when that was noted, in nanoseconds of the monotonic clock,
 /// and [`LISTENING_EXCLUDED`].
 #[repr(C)]
@@ -252,6 +284,7 @@ const _: () = assert!(
         && size_of::<LoadConstants>() == 72
         && size_of::<Cgroup>() == 16
 );
+const _: () = assert!(size_of::<DeviceKey>() == 24 && size_of::<Device>() == 52);
 
 #[cfg(feature = "user")]
 mod user {
@@ -267,6 +300,10 @@ mod user {
     unsafe impl aya::Pod for super::DenyTarget {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::ListeningKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::DeviceKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Device {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::LoadConstants {}
 }

@@ -1,6 +1,9 @@
 //! What the kernel half remembers of a socket, in the socket's own storage: it goes when the socket does.
 
-use crate::{address::Address, flow::FlowKey};
+use crate::{
+    address::{Address, Ip},
+    flow::FlowKey,
+};
 
 /// Storage of a TCP socket of an enrolled workload. Accepted sockets start with a copy of their listener's. Every field is
 /// written under the socket's lock.
@@ -37,6 +40,9 @@ pub struct SocketState {
     pub shown_peer: Address,
     /// On a socket of the proxy, before it connects: the peer that the accepting application shall be shown.
     pub claimed_peer: Address,
+    /// On the application's steered socket: the address that `getsockname` shows instead of loopback, which is that of the
+    /// route to `original`; all zero where it shows the socket's own. On the proxy's accepted one: the same.
+    pub source: Ip,
     /// The first sequence number of what this socket sends.
     pub start_seq: u32,
     /// Messages redirected, for the port's profile.
@@ -51,7 +57,9 @@ pub struct SocketState {
     pub service_port: u16,
     /// `OUTBOUND` or `INBOUND`: which side of the workload the connection is on.
     pub direction: u16,
-    pub _pad: u32,
+    /// Index of the device that the application has bound its socket to, which is not bound to it itself; 0: to none. On the
+    /// proxy's accepted socket: what the application's is bound to.
+    pub device: u32,
 }
 
 impl SocketState {
@@ -77,6 +85,11 @@ impl SocketState {
     pub const TCP: u32 = 512;
     /// The connect hook has steered it, and its connection has not begun.
     pub const STEERING: u32 = 1024;
+    /// The application has bound its socket to an address. Like the next one on its steered socket, and on the proxy's
+    /// accepted one.
+    pub const BOUND_ADDRESS: u32 = 2048;
+    /// And to a port.
+    pub const BOUND_PORT: u32 = 4096;
 
     #[inline(always)]
     pub const fn is(&self, flag: u32) -> bool {
@@ -84,7 +97,7 @@ impl SocketState {
     }
 }
 
-const _: () = assert!(size_of::<SocketState>() == 216);
+const _: () = assert!(size_of::<SocketState>() == 232);
 
 #[cfg(feature = "user")]
 mod user {

@@ -11,11 +11,12 @@ use sidecar_common::{
 use sidecar_ebpf::decide::{self, Connect};
 
 use crate::{
-    context::{UserAddress, current_pid, fail_with, octets},
+    context::{SetOption, Socket, UserAddress, current_pid, fail_with, octets},
     counters::{count, denial, event_of_task},
+    device,
     egress::denied_by,
     enrolment::workload_of,
-    maps::{CIDRS, PORTS, SOCKETS},
+    maps::{CIDRS, PORTS, ROUTES, SOCKETS},
     member::owner,
     rendezvous,
     sock_create::{MPTCP, SOCK_STREAM, TCP, newborn},
@@ -109,6 +110,7 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
     // The socket may have been connected before.
     state.original = Address::default();
     state.shown_peer = Address::default();
+    state.source = Ip::default();
     state.flags &= SocketState::PROXY | SocketState::MULTIPATH;
     if state.is(SocketState::PROXY) {
         // Where it cannot be known as the proxy's own, the proxy may be handed it, and so on.
@@ -139,8 +141,17 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
                 event_of_task(EVENT_PROXY_AWAY, id, destination);
                 return Some(Verdict::Steer(Address::new(proxy.ip, NOBODY)));
             }
-            if rendezvous::reserve(state, ctx.cookie()).is_none() {
+            if keep_bindings(ctx, socket, state).is_none()
+                || rendezvous::reserve(state, ctx.cookie()).is_none()
+            {
                 return Some(refuse(id, destination));
+            }
+            if socket.bound().ip.is_unspecified() {
+                let source = match state.device {
+                    0 => ROUTES.get(&target).copied(),
+                    _ => device::source(state, destination.ip.is_v4()),
+                };
+                state.source = source.unwrap_or_default();
             }
             state.original = destination;
             state.shown_peer = destination;
@@ -162,6 +173,9 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
             Some(Verdict::Deny)
         }
         Connect::Leave(why) => {
+            if bind_to_device(ctx, state).is_none() {
+                return Some(refuse(id, destination));
+            }
             count(id, why, 1);
             debug!(
                 ctx,
@@ -172,8 +186,44 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
             );
             None
         }
+        Connect::Ignore if bind_to_device(ctx, state).is_none() => Some(refuse(id, destination)),
         Connect::Ignore => None,
     }
+}
+
+/// What the application has bound the socket to is remembered for the proxy, whose connection will have it. `None`: the socket
+/// stays bound to a device, from which the proxy cannot be reached.
+#[inline(always)]
+fn keep_bindings(ctx: &SockAddrContext, socket: Socket, state: &mut SocketState) -> Option<()> {
+    let device = socket.device();
+    if device != 0 {
+        ctx.bind_to_device(device::NO_DEVICE)?;
+        state.device = device;
+    }
+    let bound = socket.bound();
+    if bound.ip.is_loopback() {
+        // Nothing leaves the machine from there: the proxy's connection cannot have it.
+        return Some(());
+    }
+    if !bound.ip.is_unspecified() {
+        state.flags |= SocketState::BOUND_ADDRESS;
+    }
+    if bound.port != 0 {
+        state.flags |= SocketState::BOUND_PORT;
+        // The proxy's socket will be bound to the same port of the same address.
+        ctx.reuse_address();
+    }
+    Some(())
+}
+
+/// The connection goes out by itself: what the application wanted its socket to be bound to holds from now on.
+#[inline(always)]
+fn bind_to_device(ctx: &SockAddrContext, state: &mut SocketState) -> Option<()> {
+    if state.device != 0 {
+        ctx.bind_to_device(device::name_of(state)?)?;
+        state.device = 0;
+    }
+    Some(())
 }
 
 /// Where connections of this family find the proxy.

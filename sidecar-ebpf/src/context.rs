@@ -9,6 +9,7 @@ mod option;
 mod skb;
 mod socket;
 mod storage;
+mod subflow;
 mod task;
 
 use aya_ebpf::Global;
@@ -18,10 +19,11 @@ use sidecar_ebpf::evidence::Half;
 pub use self::{
     address::{AF_INET, AF_INET6, UserAddress, created, packet},
     operation::{Ends, Operation, sender, tail_call, take_out},
-    option::{SocketOption, address_from},
+    option::{DeviceName, SetOption, SocketOption, address_from},
     skb::Packet,
     socket::{Socket, TcpSocket, traced},
     storage::SocketStorage,
+    subflow::of_subflow,
     task::{SystemCall, ancestor_cgroup, current_pid, fail_with, now_ns},
 };
 

@@ -5,7 +5,7 @@ use sidecar_common::{
     record::{Counter, Profile},
     settings::{
         CAPTURE_LISTED, CAPTURE_NAMESPACE, CAPTURE_WORKLOAD, PORT_CAPTURE, PORT_EXCLUDE,
-        WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, WORKLOAD_PROXY_SPLICES,
+        WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, WORKLOAD_PASSES_UNKNOWN, WORKLOAD_PROXY_SPLICES,
         WORKLOAD_REDIRECT_TO_APPLICATIONS, WORKLOAD_SPLICES, Workload,
     },
 };
@@ -41,6 +41,13 @@ pub fn connect(
         Connect::Deny
     } else if cidr || port & PORT_EXCLUDE != 0 {
         Connect::Leave(Counter::Excluded)
+    } else if destination.is_scoped() {
+        // The hook is not told on which link it is: the proxy could not connect there.
+        if workload.flags & WORKLOAD_PASSES_UNKNOWN != 0 {
+            Connect::Leave(Counter::LinkLocal)
+        } else {
+            Connect::Deny
+        }
     } else {
         Connect::Steer
     }
@@ -319,6 +326,23 @@ mod tests {
             connect(&workload(), Ip::default(), false, false, 0),
             Connect::Leave(Counter::Loopback)
         );
+        let link_local = Ip([0xfe80_0000_u32.to_be(), 0, 0, 1]);
+        let passing = Workload {
+            flags: WORKLOAD_ENROLLED | WORKLOAD_PASSES_UNKNOWN,
+            ..workload()
+        };
+        assert_eq!(
+            connect(&passing, link_local, false, false, 0),
+            Connect::Leave(Counter::LinkLocal)
+        );
+        assert_eq!(connect(&passing, link_local, true, false, 0), Connect::Deny);
+        assert_eq!(
+            connect(&workload(), link_local, false, false, 0),
+            Connect::Deny
+        );
+        // The metadata services of clouds are there.
+        let v4 = Ip::from_v4(0xa9fe_a9fe_u32.to_be());
+        assert_eq!(connect(&workload(), v4, false, false, 0), Connect::Steer);
         assert_eq!(
             connect(&workload(), ELSEWHERE, false, true, 0),
             Connect::Leave(Counter::Excluded)

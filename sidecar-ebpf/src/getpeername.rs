@@ -3,7 +3,11 @@
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use sidecar_common::address::Address;
 
-use crate::{context::UserAddress, maps::SOCKETS};
+use crate::{
+    context::{UserAddress, of_subflow},
+    maps::SOCKETS,
+    sock_create::MPTCP,
+};
 
 const ALLOW: i32 = 1;
 
@@ -27,6 +31,11 @@ pub fn getpeername6(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn shown_peer(ctx: &SockAddrContext) -> Option<Address> {
-    let peer = SOCKETS.get(ctx.socket()?)?.shown_peer;
+    let socket = ctx.socket()?;
+    let peer = match SOCKETS.get(socket) {
+        Some(state) if state.shown_peer.is_some() => state.shown_peer,
+        _ if ctx.kind().1 == MPTCP => of_subflow(ctx, socket, &SOCKETS, |state| state.shown_peer)?,
+        _ => return None,
+    };
     peer.is_some().then_some(peer)
 }

@@ -7,6 +7,8 @@
 //! | `cgroup_connect4`, `6` | cgroup/connect4, 6 | the workload's and the proxy's cgroup |
 //! | `lookup_inbound` | sk_lookup | the workload's network namespace |
 //! | `getpeername4`, `6` | cgroup/getpeername4, 6 | the workload's cgroup |
+//! | `getsockname4`, `6` | cgroup/getsockname4, 6 | the workload's cgroup |
+//! | `device_getsockopt`, `device_setsockopt` | cgroup/getsockopt, setsockopt | the workload's cgroup |
 //! | `cgroup_getsockopt`, `cgroup_setsockopt` | cgroup/getsockopt, setsockopt | the proxy's cgroup |
 //! | `workload_sockops` | sock_ops | the workload's and the proxy's cgroup |
 //! | `msg_stub` | sk_msg | the map `FLOWS`; calls `msg_redirect` |
@@ -17,7 +19,8 @@
 //!
 //! # Layout
 //!
-//! - a file per hook: [`sock_create`], [`connect`], [`lookup`], [`getpeername`], [`sockopt`], [`sockops`], [`msg`], [`trace`];
+//! - a file per hook: [`sock_create`], [`connect`], [`lookup`], [`getpeername`], [`getsockname`], [`device`],
+//!   [`sockopt`], [`sockops`], [`msg`], [`trace`];
 //!   [`kubelet`] is the second sock_ops program; [`egress`] has all that are there only where there are rules for destinations
 //! - [`rendezvous`], how both ends of a connection meet; [`pair`], who enters the SOCKHASH
 //! - [`member`], who the current task belongs to; [`enrolment`], whose a socket is; [`counters`], what is counted and told
@@ -41,11 +44,15 @@ mod context;
 #[cfg(target_arch = "bpf")]
 mod counters;
 #[cfg(target_arch = "bpf")]
+mod device;
+#[cfg(target_arch = "bpf")]
 mod egress;
 #[cfg(target_arch = "bpf")]
 mod enrolment;
 #[cfg(target_arch = "bpf")]
 mod getpeername;
+#[cfg(target_arch = "bpf")]
+mod getsockname;
 #[cfg(target_arch = "bpf")]
 mod kubelet;
 #[cfg(target_arch = "bpf")]

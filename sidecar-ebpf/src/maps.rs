@@ -8,11 +8,13 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use sidecar_common::{
+    address::Ip,
     flow::{FlowKey, HalfFlow, KubeletConnection, Rendezvous},
     record::{Account, Counters, Event, Profile},
     settings::{
-        Cgroup, CidrTarget, DenyTarget, ListeningKey, MAX_FLOWS, MAX_HANDOVERS,
-        MAX_KUBELET_CONNECTIONS, MAX_LISTENING, MAX_PAIRINGS, MAX_WORKLOADS, PortKey, Workload,
+        Cgroup, CidrTarget, DenyTarget, Device, DeviceKey, ListeningKey, MAX_DEVICES, MAX_FLOWS,
+        MAX_HANDOVERS, MAX_KUBELET_CONNECTIONS, MAX_LISTENING, MAX_PAIRINGS, MAX_ROUTES,
+        MAX_WORKLOADS, PortKey, Workload,
     },
     socket_state::SocketState,
 };
@@ -39,6 +41,16 @@ pub static CIDRS: LpmTrie<CidrTarget, u32, 65_536> = LpmTrie::new();
 
 #[btf_map]
 pub static DENIALS: LpmTrie<DenyTarget, u32, 65_536> = LpmTrie::new();
+
+/// Has room for the most that each workload may have.
+#[btf_map]
+pub static ROUTES: LpmTrie<CidrTarget, Ip, { WORKLOAD_SLOTS * MAX_ROUTES as usize }> =
+    LpmTrie::new();
+
+/// As above, for each device twice. Keys are looked up whole: a trie is what takes no memory before it has entries.
+#[btf_map]
+pub static DEVICES: LpmTrie<DeviceKey, Device, { WORKLOAD_SLOTS * 2 * MAX_DEVICES as usize }> =
+    LpmTrie::new();
 
 /// A map for each workload, made when it is enrolled.
 #[btf_map]

@@ -19,8 +19,11 @@ use sidecar_ebpf::{
 
 use crate::{
     connect::port_rule,
-    context::{Ends, LOAD_CONSTANTS, Operation, Socket, TcpSocket, now_ns, read, update},
+    context::{
+        Ends, LOAD_CONSTANTS, Operation, SetOption, Socket, TcpSocket, now_ns, read, update,
+    },
     counters::count,
+    device,
     enrolment::{splices, workload_of},
     maps::{CLOSED_UNTIL, LISTENING, NAMESPACES, PROFILES, SOCKETS, WORKLOADS},
     msg::Maps,
@@ -77,7 +80,9 @@ fn connecting(ctx: &SockOpsContext) -> Option<()> {
     } else {
         OUTBOUND
     };
+    let bound = state.flags & (SocketState::BOUND_ADDRESS | SocketState::BOUND_PORT);
     state.flags &= SocketState::PROXY | SocketState::STEERED | SocketState::MULTIPATH;
+    state.flags |= bound;
     state.peer = 0;
     let local = state.flow.remote.ip.is_loopback() || state.flow.remote.ip == state.flow.local.ip;
     let tcp = socket.tcp();
@@ -100,7 +105,15 @@ fn connecting(ctx: &SockOpsContext) -> Option<()> {
         workload: state.workload,
         flags: flag(local, Rendezvous::LOCAL)
             | flag(!pays, Rendezvous::TCP_ONLY)
-            | flag(state.is(SocketState::PROXY), Rendezvous::OF_PROXY),
+            | flag(state.is(SocketState::PROXY), Rendezvous::OF_PROXY)
+            | flag(
+                state.is(SocketState::BOUND_ADDRESS),
+                Rendezvous::BOUND_ADDRESS,
+            )
+            | flag(state.is(SocketState::BOUND_PORT), Rendezvous::BOUND_PORT),
+        source: state.source,
+        device: state.device,
+        _pad: 0,
     };
     rendezvous::leave(state, &record);
     if state.is(SocketState::NO_HANDOVER) {
@@ -234,11 +247,21 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
     state.original = Address::default();
     state.shown_peer = Address::default();
     state.claimed_peer = Address::default();
+    state.source = Ip::default();
+    state.device = 0;
     let proxy = state.is(SocketState::PROXY);
     let own = rendezvous::take(state);
     if let Some(own) = &own {
         if proxy {
             state.original = own.original;
+            state.source = own.source;
+            state.device = own.device;
+            if own.is(Rendezvous::BOUND_ADDRESS) {
+                state.flags |= SocketState::BOUND_ADDRESS;
+            }
+            if own.is(Rendezvous::BOUND_PORT) {
+                state.flags |= SocketState::BOUND_PORT;
+            }
         } else {
             state.shown_peer = own.shown_peer;
         }
@@ -332,6 +355,13 @@ fn listening(ctx: &SockOpsContext) -> Option<()> {
     if state.is(SocketState::PROXY) {
         return None;
     }
+    if state.device != 0 {
+        // As the application has wanted it all along. If the device has gone meanwhile it listens on all.
+        if let Some(name) = device::name_of(state) {
+            let _ = ctx.bind_to_device(name);
+        }
+        state.device = 0;
+    }
     state.socket = socket.tcp().map_or(0, TcpSocket::to_word);
     if workload_of(state)?.netns != ctx.netns_cookie() {
         return None;
@@ -368,7 +398,11 @@ fn closed(ctx: &SockOpsContext) -> Option<()> {
     if state.is(SocketState::IN_MAP) {
         pair::remove(state);
     }
-    // Where it led is forgotten: the socket may be connected anew.
-    state.flags &= SocketState::PROXY | SocketState::MULTIPATH;
+    // Until it connects again: the application may still ask for addresses.
+    state.flags &= SocketState::PROXY
+        | SocketState::MULTIPATH
+        | SocketState::STEERED
+        | SocketState::BOUND_ADDRESS
+        | SocketState::BOUND_PORT;
     Some(())
 }

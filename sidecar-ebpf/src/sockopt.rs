@@ -3,10 +3,12 @@
 
 use aya_ebpf::{macros::cgroup_sockopt, programs::SockoptContext};
 use sidecar_common::{
+    address::Source,
     layout::{
         HANDOVER_FAILED, HANDOVER_TAKEN, HANDOVER_WAITING, SEND_WINDOW_TCP, SEND_WINDOW_UNDECIDED,
         SOCKET_OPTION_BYPASSED_BYTES, SOCKET_OPTION_CLAIM_PEER, SOCKET_OPTION_HANDOVER,
         SOCKET_OPTION_JOIN, SOCKET_OPTION_LEVEL, SOCKET_OPTION_SEND_WINDOW, SOCKET_OPTION_SETTLE,
+        SOCKET_OPTION_SOURCE,
     },
     record::Counter,
     socket_state::SocketState,
@@ -100,6 +102,18 @@ fn answer_proxy(ctx: &SockoptContext, name: i32) -> Option<()> {
             *ctx.value::<4>()? = handover(state).to_ne_bytes();
             ctx.answered(4);
         }
+        SOCKET_OPTION_SOURCE => {
+            let source = source(state);
+            let value = ctx.value::<24>()?;
+            put(value, 0, source.ip.0[0].to_ne_bytes());
+            put(value, 4, source.ip.0[1].to_ne_bytes());
+            put(value, 8, source.ip.0[2].to_ne_bytes());
+            put(value, 12, source.ip.0[3].to_ne_bytes());
+            put(value, 16, source.device.to_ne_bytes());
+            put(value, 20, source.port.to_ne_bytes());
+            put(value, 22, source.flags.to_ne_bytes());
+            ctx.answered(24);
+        }
         SOCKET_OPTION_BYPASSED_BYTES => {
             let bytes = if state.is(SocketState::IN_MAP) {
                 read(HALF_FLOWS.get_ptr(&state.cookie)?).bypassed_bytes
@@ -112,6 +126,27 @@ fn answer_proxy(ctx: &SockoptContext, name: i32) -> Option<()> {
         _ => return None,
     }
     Some(())
+}
+
+/// What the application has bound its socket to, which is at the other end of this one.
+#[inline(always)]
+fn source(state: &SocketState) -> Source {
+    let (ip, flags) = if state.is(SocketState::BOUND_ADDRESS) {
+        (state.flow.remote.ip, Source::BOUND)
+    } else {
+        (state.source, 0)
+    };
+    let port = if state.is(SocketState::BOUND_PORT) {
+        state.flow.remote.port
+    } else {
+        0
+    };
+    Source {
+        ip,
+        device: state.device,
+        port,
+        flags,
+    }
 }
 
 /// How much the proxy may write to its socket now; `SEND_WINDOW_TCP` where nothing is redirected to an application.

@@ -1,5 +1,6 @@
 //! Tests that need root: real programs in the kernel, real sockets, real namespaces.
 
+mod addresses;
 mod agent;
 mod badinput;
 mod bench;

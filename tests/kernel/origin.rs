@@ -12,6 +12,7 @@ use crate::peers;
 #[derive(Debug, Deserialize)]
 struct Called {
     peer: SocketAddr,
+    local: SocketAddr,
     received: String,
 }
 
@@ -38,6 +39,11 @@ fn accepted_of_call(client: &Workload<'_>, to: SocketAddr) -> Result<Accepted> {
         called.peer == to,
         "the client sees {} for {to}",
         called.peer
+    );
+    ensure!(
+        called.local.ip() == client.address(to.ip()),
+        "the client's own address is {}",
+        called.local
     );
     let accepted: Accepted =
         serde_json::from_str(&called.received).context("no account came back")?;

@@ -2,8 +2,12 @@
 
 use core::ptr;
 
-use aya_ebpf::programs::SockoptContext;
-use sidecar_common::address::Address;
+use aya_ebpf::{
+    EbpfContext,
+    helpers::generated::bpf_setsockopt,
+    programs::{SockAddrContext, SockOpsContext, SockoptContext},
+};
+use sidecar_common::{address::Address, settings::DEVICE_NAME_BYTES};
 
 use super::socket::Socket;
 
@@ -16,10 +20,44 @@ pub trait SocketOption {
         reason = "the value is the kernel's, not the context's, and each hook takes it once"
     )]
     fn value<const N: usize>(&self) -> Option<&mut [u8; N]>;
+    fn device_name(&self) -> DeviceName;
     fn answered(&self, length: i32);
     fn taken(&self);
     fn unchanged(&self);
 }
+
+/// Of a network device, with a zero at its end.
+pub type DeviceName = [u8; DEVICE_NAME_BYTES];
+
+const SOL_SOCKET: i32 = 1;
+const SO_REUSEADDR: i32 = 2;
+const SO_BINDTODEVICE: i32 = 25;
+
+/// The hooks that may set options of their socket.
+pub trait SetOption: EbpfContext {
+    /// Binds the socket to a device, or with an empty name to none. Only CAP_NET_RAW may change a binding.
+    #[inline(always)]
+    fn bind_to_device(&self, mut name: DeviceName) -> Option<()> {
+        let length = DEVICE_NAME_BYTES as i32;
+        let value = name.as_mut_ptr().cast();
+        // SAFETY: the helper takes this context, and reads so many bytes of the name.
+        let result =
+            unsafe { bpf_setsockopt(self.as_ptr(), SOL_SOCKET, SO_BINDTODEVICE, value, length) };
+        (result == 0).then_some(())
+    }
+
+    /// Lets another socket that wants it, too, be bound to the same address and port. Before Linux 6.1 it cannot be set here.
+    #[inline(always)]
+    fn reuse_address(&self) {
+        let mut on = 1_i32;
+        let value = (&raw mut on).cast();
+        // SAFETY: as above.
+        let _ = unsafe { bpf_setsockopt(self.as_ptr(), SOL_SOCKET, SO_REUSEADDR, value, 4) };
+    }
+}
+
+impl SetOption for SockAddrContext {}
+impl SetOption for SockOpsContext {}
 
 impl SocketOption for SockoptContext {
     #[inline(always)]
@@ -47,6 +85,30 @@ impl SocketOption for SockoptContext {
             }
             (start as *mut [u8; N]).as_mut()
         }
+    }
+
+    /// The value as a name: as much of it as a name may have.
+    #[inline(always)]
+    fn device_name(&self) -> DeviceName {
+        let mut name = [0; DEVICE_NAME_BYTES];
+        // SAFETY: each byte is checked against `optval_end` before it is read.
+        unsafe {
+            let start = (*self.sockopt).__bindgen_anon_2.optval as usize;
+            let end = (*self.sockopt).__bindgen_anon_3.optval_end as usize;
+            let mut i = 0;
+            while i < DEVICE_NAME_BYTES - 1 {
+                if start + i + 1 > end {
+                    break;
+                }
+                let byte = ptr::read_volatile((start + i) as *const u8);
+                if byte == 0 {
+                    break;
+                }
+                name[i] = byte;
+                i += 1;
+            }
+        }
+        name
     }
 
     /// getsockopt succeeds with `length` bytes. Two volatile 32-bit stores: merged into one of 64 bits they

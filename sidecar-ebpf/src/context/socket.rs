@@ -6,9 +6,13 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 
+use sidecar_common::address::{Address, Ip};
 use sidecar_ebpf::evidence::Tcp;
 
-use super::LOAD_CONSTANTS;
+use super::{
+    LOAD_CONSTANTS,
+    address::{AF_INET, read_ip6},
+};
 
 /// A socket that a context points at; not null.
 #[derive(Clone, Copy)]
@@ -31,6 +35,27 @@ impl Socket {
     #[inline(always)]
     pub fn traced_tcp(self) -> TcpSocket {
         TcpSocket(self.0.cast_const().cast())
+    }
+
+    /// Index of the device that it is bound to, or 0.
+    #[inline(always)]
+    pub fn device(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0).bound_dev_if }
+    }
+
+    /// The address and port that it is bound to, unspecified and 0 where it is not.
+    #[inline(always)]
+    pub fn bound(self) -> Address {
+        // SAFETY: as above; word by word, as the verifier wants it.
+        unsafe {
+            let ip = if (*self.0).family == AF_INET {
+                Ip::from_v4((*self.0).src_ip4)
+            } else {
+                Ip(read_ip6(&raw const (*self.0).src_ip6))
+            };
+            Address::new(ip, (*self.0).src_port as u16)
+        }
     }
 
     /// The kernel's `tcp_sock`, to be read with `probe`. `None` where redirect is off.

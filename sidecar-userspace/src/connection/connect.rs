@@ -10,7 +10,7 @@ use std::{
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::{
-    ConnectionContext, Direction, Reason, Transport,
+    ConnectionContext, Direction, Reason, Source, Transport,
     balance::{self, Load},
     route::Target,
     tunnel,
@@ -147,7 +147,7 @@ pub(super) async fn alone(
     timeout: Duration,
 ) -> Result<Opened, ConnectError> {
     let deadline = Instant::now() + timeout;
-    let tcp = dial(context, address, timeout).await?;
+    let tcp = dial(context, address, carried, timeout).await?;
     let Some(tls) = target.tls() else {
         return Ok(Opened {
             stream: tcp.into(),
@@ -169,9 +169,11 @@ pub(super) async fn alone(
 async fn dial(
     context: &ConnectionContext,
     address: SocketAddr,
+    carried: Carried,
     timeout: Duration,
 ) -> Result<TcpStream, ConnectError> {
-    let result = match tokio::time::timeout(timeout, dial_unbounded(context, address)).await {
+    let dial = dial_unbounded(context, address, carried);
+    let result = match tokio::time::timeout(timeout, dial).await {
         Ok(result) => result,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     };
@@ -186,7 +188,42 @@ async fn dial(
 
 const NOT_HANDED_OVER: &str = "the workload has too many connections under way for the application to be told the client's address";
 
-async fn dial_unbounded(context: &ConnectionContext, address: SocketAddr) -> io::Result<TcpStream> {
+async fn dial_unbounded(
+    context: &ConnectionContext,
+    address: SocketAddr,
+    carried: Carried,
+) -> io::Result<TcpStream> {
+    // A connection that serves several clients has none of their ports; a tunnel tells them to the other side.
+    let source = match carried {
+        Carried::Bytes => context.source,
+        Carried::Http1 | Carried::Http2 | Carried::Tunnel => context.source.shared(),
+    };
+    let lost = carried != Carried::Tunnel && context.source.has_port() && !source.has_port();
+    let (socket, kept) = socket(&source, address)?;
+    // The application shall see the real client. Without a kernel half it sees the proxy.
+    let claimed = context.direction == Direction::Inbound
+        && sockopt::claim_peer(&socket, context.peer).is_ok();
+    let (connected, kept) = match socket.connect(address).await {
+        // Another connection from there to there exists, or did a moment ago.
+        Err(error) if source.has_port() && error.kind() == io::ErrorKind::AddrNotAvailable => {
+            let (socket, _) = self::socket(&source.shared(), address)?;
+            (socket.connect(address).await, false)
+        }
+        connected => (connected, kept),
+    };
+    if lost || !kept {
+        context.recorder.source_port_lost();
+    }
+    let stream = connected?;
+    // It may not be shown a false one where the kernel half has no room left.
+    if claimed && sockopt::handover(&stream) == Handover::Failed {
+        return Err(io::Error::other(NOT_HANDED_OVER));
+    }
+    Ok(stream)
+}
+
+/// A socket for a connection to `address`, bound as far as `source` says; and whether it has its port, if there is one.
+fn socket(source: &Source, address: SocketAddr) -> io::Result<(TcpSocket, bool)> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()
     } else {
@@ -194,15 +231,8 @@ async fn dial_unbounded(context: &ConnectionContext, address: SocketAddr) -> io:
     }?;
     // For small messages.
     socket.set_nodelay(true)?;
-    // The application shall see the real client. Without a kernel half it sees the proxy.
-    let claimed = context.direction == Direction::Inbound
-        && sockopt::claim_peer(&socket, context.peer).is_ok();
-    let stream = socket.connect(address).await?;
-    // It may not be shown a false one where the kernel half has no room left.
-    if claimed && sockopt::handover(&stream) == Handover::Failed {
-        return Err(io::Error::other(NOT_HANDED_OVER));
-    }
-    Ok(stream)
+    let kept = source.bind(&socket, address)?;
+    Ok((socket, kept))
 }
 
 /// With several endpoints to try, a silent one may not use up the time of all: a third of what is left at

@@ -17,6 +17,7 @@ pub mod relay;
 pub mod resolve;
 pub mod route;
 mod send_window;
+pub mod source;
 pub mod stream;
 pub(crate) mod sweep;
 pub mod transport;
@@ -29,6 +30,7 @@ use bytes::Bytes;
 pub use doubt::{Doubt, Doubts};
 pub use outcome::{Ended, Outcome, Reason};
 pub use record::{ConnectionRecord, Recorder, RequestRecord};
+pub use source::Source;
 pub use stream::Stream;
 pub use transport::{Transport, Unserved};
 pub use worker::{Shared, Worker};
@@ -67,6 +69,8 @@ pub struct ConnectionContext {
     /// The address that the client asked for; `None` if it dialled the outbound listener itself, which makes
     /// it a client of the explicit HTTP proxy. v4-mapped addresses are given as IPv4.
     pub original: Option<SocketAddr>,
+    /// What the steered application has bound its socket to.
+    pub source: Source,
     /// Who the client has proved to be; `None` on a plaintext connection.
     pub peer_identity: Option<SpiffeId>,
     /// The client's TLS, where the sidecar ends it.

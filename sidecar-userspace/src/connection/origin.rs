@@ -1,12 +1,17 @@
 //! Origin: which address did the client ask for.
 
-use std::{fmt::Debug, io, net::SocketAddr, rc::Rc};
+use std::{
+    fmt::Debug,
+    io,
+    net::{SocketAddr, SocketAddrV6},
+    rc::Rc,
+};
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::{
-    ConnectionContext, Direction, Reason, Worker, accept::Accepted, connect::ConnectError,
+    ConnectionContext, Direction, Reason, Source, Worker, accept::Accepted, connect::ConnectError,
 };
 
 /// Where original destinations come from. The kernel in production; tests that have no kernel half give
@@ -21,6 +26,11 @@ pub trait OriginSource: Debug + Send + Sync {
         accepted: &TcpStream,
         peer: SocketAddr,
     ) -> io::Result<Option<SocketAddr>>;
+
+    /// What the client has bound its socket to, of an accepted outbound connection.
+    fn source(&self, _accepted: &TcpStream) -> Source {
+        Source::default()
+    }
 }
 
 /// Asks the socket: `SO_ORIGINAL_DST` for outbound connections, which the kernel half (or conntrack) answers,
@@ -73,6 +83,10 @@ impl OriginSource for KernelOrigin {
             }
         }
     }
+
+    fn source(&self, accepted: &TcpStream) -> Source {
+        Source::of(accepted)
+    }
 }
 
 const NOT_HANDED_OVER: &str =
@@ -106,11 +120,16 @@ pub fn origin(accepted: &Accepted, worker: &Rc<Worker>) -> Result<ConnectionCont
     if original.is_some_and(|original| worker.own_ports.is_loop(*direction, original, *peer)) {
         return Err(Reason::LoopDetected.into());
     }
+    let source = match (direction, client.tcp(), original) {
+        (Direction::Outbound, Ok(tcp), Some(_)) => worker.origin.source(tcp),
+        _ => Source::default(),
+    };
     Ok(ConnectionContext {
         snapshot: accepted.snapshot.clone(),
         direction: *direction,
         peer: *peer,
         original,
+        source,
         peer_identity: None,
         tls: None,
         recorder: worker.recorder.clone(),
@@ -137,8 +156,18 @@ impl OwnPorts {
     }
 }
 
-/// v4-mapped addresses are IPv4 everywhere behind this step.
+/// v4-mapped addresses are IPv4 everywhere behind this step. A link-local one keeps its scope, without which it leads nowhere.
 pub fn canonical(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V6(v6) if v6.scope_id() != 0 && v6.ip().to_ipv4_mapped().is_none() => {
+            SocketAddrV6::new(*v6.ip(), v6.port(), 0, v6.scope_id()).into()
+        }
+        _ => without_scope(address),
+    }
+}
+
+/// As others may be told it: a scope means something on this machine only.
+pub fn without_scope(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
@@ -160,6 +189,16 @@ fn answered(answer: io::Result<socket2::SockAddr>) -> io::Result<Option<SocketAd
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn link_local_addresses_keep_their_scope() {
+        let seen = |text: &str| canonical(text.parse().unwrap()).to_string();
+        assert_eq!(seen("[fe80::1%3]:80"), "[fe80::1%3]:80");
+        assert_eq!(seen("[::ffff:10.0.0.1]:80"), "10.0.0.1:80");
+        assert_eq!(seen("[fd00::1]:80"), "[fd00::1]:80");
+        let told = without_scope("[fe80::1%3]:80".parse().unwrap());
+        assert_eq!(told.to_string(), "[fe80::1]:80");
+    }
 
     #[test]
     fn own_listeners_are_loops() {

@@ -104,6 +104,11 @@ impl Recorder {
         }
     }
 
+    /// Counts a connection to upstream that could not have the port to which the application has bound its socket.
+    pub fn source_port_lost(&self) {
+        self.0.metrics.source_ports_lost.inc();
+    }
+
     /// Counts a failed `accept` by the error's name.
     pub fn accept_failed(&self, direction: Direction, error: &str) {
         self.0

@@ -237,6 +237,8 @@ async fn open(
         .early
         .borrow_mut()
         .take_if(|early| early.address == address);
+    // One that has the port which the application has chosen would keep it taken.
+    let early = early.filter(|_| !session.context.source.has_port());
     if let Some(early) = early {
         return Ok(Opened {
             stream: early.stream,

@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use super::body::RequestBody;
 use crate::{
     connection::{
-        ConnectionContext, Direction, Doubt,
+        ConnectionContext, Direction, Doubt, Source,
         route::Target,
         sweep::{self, Sweep},
     },
@@ -33,6 +33,8 @@ pub struct Key {
     /// Inbound, the application is shown the client's address as its peer: a connection serves requests of
     /// that client only.
     pub client: Option<IpAddr>,
+    /// Outbound, what the application has bound its socket to.
+    source: Option<Box<Source>>,
     /// How the connection is encrypted, and to whom: another service may reach the same address otherwise.
     pub tls: Option<Arc<ServiceTls>>,
     /// Which of the ids that this workload had is shown to the peer; see [`crate::tls::mesh::MeshHandle::owner`].
@@ -51,6 +53,7 @@ impl Key {
         Self {
             address,
             client: inbound.then(|| context.peer.ip()),
+            source: context.source.key(),
             tls: target.tls().cloned(),
             owner,
         }

@@ -24,7 +24,10 @@ use super::{
     session::Session,
     tunnel::{self, Tunnel},
 };
-use crate::{connection::Reason, model::Protocol};
+use crate::{
+    connection::{Reason, origin::without_scope},
+    model::Protocol,
+};
 
 /// Answers one request: with upstream's response, or with a refusal that says why there is none.
 pub(super) async fn relay(
@@ -169,9 +172,9 @@ fn target(
     new.path_and_query = uri.path_and_query().cloned();
     if to_http2 {
         let rewritten = way.rewrite.as_ref().map(|rewrite| rewrite.1.clone());
-        new.authority = rewritten
-            .or_else(|| exchange.authority())
-            .or_else(|| Authority::try_from(session.context.original?.to_string()).ok());
+        new.authority = rewritten.or_else(|| exchange.authority()).or_else(|| {
+            Authority::try_from(without_scope(session.context.original?).to_string()).ok()
+        });
         new.scheme = Some(parts.uri.scheme().cloned().unwrap_or(Scheme::HTTP));
         new.path_and_query
             .get_or_insert(PathAndQuery::from_static("/"));
@@ -190,7 +193,7 @@ fn target(
 fn set_host(session: &Session, fields: &mut HeaderMap, host: Option<Authority>) {
     let text = match (&host, session.context.original) {
         (Some(host), _) => host.as_str().to_owned(),
-        (None, Some(original)) if !fields.contains_key(HOST) => original.to_string(),
+        (None, Some(original)) if !fields.contains_key(HOST) => without_scope(original).to_string(),
         (None, _) => return,
     };
     if let Ok(value) = HeaderValue::from_maybe_shared(bytes::Bytes::from(text)) {

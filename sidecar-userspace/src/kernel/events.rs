@@ -128,6 +128,9 @@ fn denied(event: &Event, steering: &Steering, said: &mut Said) {
     // Packets are not known by who sends them.
     let pid = (event.pid != 0).then_some(event.pid);
     match u8::try_from(protocol).map(IpProtocol) {
+        Ok(IpProtocol::TCP) if event.rule == 0 => {
+            warn!(%workload, %destination, pid, "outbound connection denied: link-local destinations cannot be steered, and not every destination may be reached (outbound.unknown, authorization.outbound)");
+        }
         Ok(IpProtocol::TCP) => {
             warn!(%workload, %destination, rule, pid, "outbound connection denied (outbound.deny)");
         }
@@ -156,7 +159,7 @@ fn handle(event: &Event, workload: &str, said: &mut Said) {
             warn!(workload, %address, "inbound connections are refused: the proxy does not listen (failRule: closed)");
         }
         EVENT_CONNECT_REFUSED if news => {
-            warn!(workload, %address, "outbound connections are refused: the workload has too many under way, or the kernel has no memory for what has to be remembered of one");
+            warn!(workload, %address, "outbound connections are refused: the workload has too many under way, the kernel has no memory for what has to be remembered of one, or the socket is bound to a device from which only CAP_NET_RAW could take it");
         }
         EVENT_PROXY_AWAY if news => {
             warn!(workload, %address, "outbound connections are refused: the proxy does not listen");

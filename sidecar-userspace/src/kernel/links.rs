@@ -36,6 +36,8 @@ pub struct Links {
     pinned: Vec<PinnedLink>,
     /// What only a living proxy needs.
     proxy: Vec<(&'static str, OwnedFd)>,
+    /// What an application needs whose connections are steered.
+    application: Vec<(&'static str, OwnedFd)>,
 }
 
 /// A cgroup, opened to be attached to.
@@ -94,7 +96,8 @@ impl Links {
             let address = in_cgroup::<CgroupSockAddr>(bpf, name, &application_target)?;
             links.lasting.push(address);
         }
-        links.proxy = for_proxy(bpf, &proxy_target)?;
+        links.proxy = on_options(bpf, PROXY_PROGRAMS, &proxy_target)?;
+        links.application = on_options(bpf, DEVICE_PROGRAMS, &application_target)?;
         Ok(links)
     }
 
@@ -120,6 +123,14 @@ impl Links {
         Ok(())
     }
 
+    /// Gives what serves the application names in `directory`, so that it outlives us.
+    pub fn pin_application(&mut self, directory: &Path) -> Result<(), AttachError> {
+        for (name, link) in &self.application {
+            pin_one(link, name, &directory.join(format!("application-{name}")))?;
+        }
+        Ok(())
+    }
+
     /// Gives what serves the proxy in the cgroup `id` names in `directory`, so that it outlives us.
     pub fn pin_proxy(&mut self, directory: &Path, id: u64) -> Result<(), AttachError> {
         for (name, link) in &self.proxy {
@@ -139,7 +150,7 @@ pub fn serves_proxy(directory: &Path, id: u64) -> bool {
 /// Attaches what a proxy in another cgroup needs, and pins it.
 pub fn serve_proxy(bpf: &mut Ebpf, proxy: &Cgroup, directory: &Path) -> Result<(), AttachError> {
     let id = proxy.id()?;
-    for (name, link) in for_proxy(bpf, &Target::open(proxy)?)? {
+    for (name, link) in on_options(bpf, PROXY_PROGRAMS, &Target::open(proxy)?)? {
         let pin = directory.join(proxy_pin(id, name));
         // Half of a former attempt.
         let _ = std::fs::remove_file(&pin);
@@ -200,7 +211,7 @@ pub fn load_all(bpf: &mut Ebpf) -> Result<(), LoadError> {
     for name in CONNECT_PROGRAMS.into_iter().chain(NAME_PROGRAMS) {
         load_as::<CgroupSockAddr>(bpf, name)?;
     }
-    for (name, _) in PROXY_PROGRAMS {
+    for (name, _) in PROXY_PROGRAMS.into_iter().chain(DEVICE_PROGRAMS) {
         load_as::<CgroupSockopt>(bpf, name)?;
     }
     egress::load_all(bpf)
@@ -210,7 +221,18 @@ pub fn load_all(bpf: &mut Ebpf) -> Result<(), LoadError> {
 const CONNECT_PROGRAMS: [&str; 2] = [names::CGROUP_CONNECT4, names::CGROUP_CONNECT6];
 
 /// Attached to the application's cgroup.
-const NAME_PROGRAMS: [&str; 2] = [names::GETPEERNAME4, names::GETPEERNAME6];
+const NAME_PROGRAMS: [&str; 4] = [
+    names::GETPEERNAME4,
+    names::GETPEERNAME6,
+    names::GETSOCKNAME4,
+    names::GETSOCKNAME6,
+];
+
+/// Attached to the application's cgroup, too.
+const DEVICE_PROGRAMS: [(&str, u32); 2] = [
+    (names::DEVICE_GETSOCKOPT, bpf::GETSOCKOPT),
+    (names::DEVICE_SETSOCKOPT, bpf::SETSOCKOPT),
+];
 
 const PROXY_PROGRAMS: [(&str, u32); 2] = [
     (names::CGROUP_GETSOCKOPT, bpf::GETSOCKOPT),
@@ -249,7 +271,7 @@ macro_rules! cgroup_program {
 
 cgroup_program!(CgroupSock, CgroupSockAddr, SockOps);
 
-/// `cgroup_getsockopt` and its sibling are only loaded this way: aya's links of their type cannot be pinned.
+/// `cgroup_getsockopt` and its siblings are only loaded this way: aya's links of their type cannot be pinned.
 impl CgroupProgram for CgroupSockopt {
     fn load_once(&mut self) -> Result<(), ProgramError> {
         if self.fd().is_ok() {
@@ -291,9 +313,13 @@ where
     Ok((name, link))
 }
 
-fn for_proxy(bpf: &mut Ebpf, target: &Target) -> Result<Vec<(&'static str, OwnedFd)>, AttachError> {
+fn on_options(
+    bpf: &mut Ebpf,
+    programs: [(&'static str, u32); 2],
+    target: &Target,
+) -> Result<Vec<(&'static str, OwnedFd)>, AttachError> {
     let mut links = Vec::new();
-    for (name, kind) in PROXY_PROGRAMS {
+    for (name, kind) in programs {
         let program = load_as::<CgroupSockopt>(bpf, name)?;
         let program = program
             .fd()

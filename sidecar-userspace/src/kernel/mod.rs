@@ -10,7 +10,8 @@
 //! - [`census`], whether all of it is gone
 //! - [`selftest`], how far redirect may go; [`proof`], what each level of it rests on
 //! - [`events`], what it tells at once
-//! - [`listening`], where a workload listens; [`held`], who holds which socket; [`egress`], what enforces its rules for destinations
+//! - [`listening`], where a workload listens; [`held`], who holds which socket; [`routes`], which addresses its connections have;
+//!   [`egress`], what enforces its rules for destinations
 //! - [`exclusion`], cgroups whose processes are left alone; [`adopt`], sockets that were there before; [`record`], counters as metrics
 //! - [`links`], programs and what they are attached to; [`workload`], one workload's, from enrolment to leaving
 //! - [`attach`], a workload that its own sidecar holds; [`node`], the workloads that the node's agent holds
@@ -34,6 +35,7 @@ pub mod node;
 pub mod pins;
 pub mod proof;
 pub mod record;
+pub mod routes;
 pub mod selftest;
 pub mod tables;
 pub mod upgrade;

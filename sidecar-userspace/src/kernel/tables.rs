@@ -1,6 +1,7 @@
 //! What userspace writes into the shared maps, and reads from them, for one workload.
 
 mod denials;
+pub mod network;
 pub mod rules;
 mod written;
 
@@ -23,17 +24,19 @@ use aya::{
     util::nr_cpus,
 };
 use sidecar_common::{
+    address::Ip,
     flow::{FlowKey, HalfFlow, KubeletConnection, Rendezvous},
     names,
     record::{Account, Counter, Counters},
     settings::{
-        Cgroup as CgroupEntry, CidrTarget, DenyTarget, LISTENING_EXCLUDED, ListeningKey,
-        MAX_HANDOVERS, MAX_LISTENING, MAX_WORKLOADS, PortKey, ROLE_APPLICATION, Workload,
+        Cgroup as CgroupEntry, CidrTarget, DenyTarget, Device, DeviceKey, LISTENING_EXCLUDED,
+        ListeningKey, MAX_HANDOVERS, MAX_LISTENING, MAX_WORKLOADS, PortKey, ROLE_APPLICATION,
+        Workload,
     },
     socket_state::SocketState,
 };
 
-use self::written::Known;
+use self::{network::Network, written::Known};
 use super::{listening::monotonic_ns, load::LoadError};
 use crate::sys::bpf;
 
@@ -59,6 +62,8 @@ pub struct Tables {
     ports: HashMap<MapData, PortKey, u32>,
     cidrs: LpmTrie<MapData, CidrTarget, u32>,
     denials: LpmTrie<MapData, DenyTarget, u32>,
+    routes: LpmTrie<MapData, CidrTarget, Ip>,
+    devices: LpmTrie<MapData, DeviceKey, Device>,
     listening: ArrayOfMaps<MapData, Listening>,
     closed_until: Array<MapData, u64>,
     namespaces: HashMap<MapData, u64, u32>,
@@ -78,6 +83,8 @@ pub struct Tables {
     suspects: BTreeSet<u64>,
     /// What is in `ports`, `cidrs` and `denials`.
     rules: Known,
+    /// What is in `routes` and `devices`, of the workloads that were written.
+    networks: BTreeMap<u32, Network>,
 }
 
 fn typed<T: TryFrom<Map, Error = MapError>>(
@@ -152,6 +159,8 @@ impl Tables {
             ports: typed(bpf, names::PORTS)?,
             cidrs: typed(bpf, names::CIDRS)?,
             denials: typed(bpf, names::DENIALS)?,
+            routes: typed(bpf, names::ROUTES)?,
+            devices: typed(bpf, names::DEVICES)?,
             listening: typed(bpf, names::LISTENING)?,
             closed_until: typed(bpf, names::CLOSED_UNTIL)?,
             namespaces: typed(bpf, names::NAMESPACES)?,
@@ -169,6 +178,7 @@ impl Tables {
             probes_lost: typed(bpf, names::KUBELET_CONNECTIONS_LOST)?,
             suspects: BTreeSet::new(),
             rules: Known::default(),
+            networks: BTreeMap::new(),
         })
     }
 
@@ -180,6 +190,8 @@ impl Tables {
             ports: pinned(directory, names::PORTS, Map::HashMap)?,
             cidrs: pinned(directory, names::CIDRS, Map::LpmTrie)?,
             denials: pinned(directory, names::DENIALS, Map::LpmTrie)?,
+            routes: pinned(directory, names::ROUTES, Map::LpmTrie)?,
+            devices: pinned(directory, names::DEVICES, Map::LpmTrie)?,
             listening: pinned(directory, names::LISTENING, Map::ArrayOfMaps)?,
             closed_until: pinned(directory, names::CLOSED_UNTIL, Map::Array)?,
             namespaces: pinned(directory, names::NAMESPACES, Map::HashMap)?,
@@ -197,6 +209,7 @@ impl Tables {
             probes_lost: pinned(directory, names::KUBELET_CONNECTIONS_LOST, Map::PerCpuArray)?,
             suspects: BTreeSet::new(),
             rules: Known::default(),
+            networks: BTreeMap::new(),
         })
     }
 
@@ -208,6 +221,8 @@ impl Tables {
             (names::PORTS, self.ports.keys().count()),
             (names::CIDRS, self.cidrs.keys().count()),
             (names::DENIALS, self.denials.keys().count()),
+            (names::ROUTES, self.routes.keys().count()),
+            (names::DEVICES, self.devices.keys().count()),
             (names::HANDOVERS, self.waiting(&self.handovers)),
             (names::DIALS, self.waiting(&self.dials)),
             (names::PAIRINGS, self.pairings.keys().count()),
@@ -474,6 +489,7 @@ impl Tables {
             let _ = self.cgroups.remove(&id);
         }
         self.clear_rules(slot);
+        self.clear_network(slot);
         // What is joined with sockets of a former workload is joined no more.
         let flows = self.half_flows.iter().flatten();
         let flows: Vec<u64> = flows

@@ -19,6 +19,7 @@ use super::{
     listening::{Look, monotonic_ns},
     pins::{Pins, WorkloadPins},
     proof::Reach,
+    routes::Routes,
     tables::{Tables, rules::workload_entry},
 };
 use crate::{
@@ -78,6 +79,8 @@ pub struct Attached {
     own_namespace: bool,
     /// Who listens in it.
     look: Option<Look>,
+    /// Its routes.
+    routes: Option<Routes>,
     /// Cgroups of the workload whose processes are left alone.
     excluded: Vec<Cgroup>,
     /// Where the proxy runs, as far as this agent knows.
@@ -123,6 +126,7 @@ impl Attached {
             links.pin_lasting(&pins.directory)?;
         }
         if lasting == Lasting::Everything {
+            links.pin_application(&pins.directory)?;
             links.pin_proxy(&pins.directory, proxy)?;
             // The pins hold them; a descriptor each would only be one more.
             links = Links::default();
@@ -134,6 +138,7 @@ impl Attached {
             netns,
             own_namespace: lasting == Lasting::Everything,
             look: None,
+            routes: None,
             excluded: Vec::new(),
             proxy: Some(subject.proxy.clone()),
             egress,
@@ -151,6 +156,7 @@ impl Attached {
             netns: entry.netns,
             own_namespace: true,
             look: None,
+            routes: None,
             excluded: Vec::new(),
             proxy: None,
         })
@@ -165,6 +171,7 @@ impl Attached {
             netns: 0,
             own_namespace: true,
             look: None,
+            routes: None,
             excluded: Vec::new(),
             proxy: None,
             egress: Egress::default(),
@@ -269,6 +276,7 @@ impl Attached {
         let slot = self.pins.slot;
         adopt::mark_proxy(tables, listeners.unmarked, (slot, self.enrolment))?;
         self.watch_listeners(tables, subject, listeners.inbound);
+        self.watch_routes(tables, subject.namespace);
         tables.set_listener(slot, &listeners.inbound)?;
         Ok(tables.set_rules(slot, subject.steering)?)
     }
@@ -292,7 +300,20 @@ impl Attached {
                 warn!(%error, "who listens cannot be seen: closed ports are captured like open ones");
             }
         }
-        self.look_at_listeners(tables);
+        self.look_at_namespace(tables);
+    }
+
+    /// Which addresses its connections have, from now on each time that [`Attached::look`] is called.
+    fn watch_routes(&mut self, tables: &mut Tables, namespace: &Namespace) {
+        match Routes::new(namespace, self.pins.slot) {
+            Ok(mut routes) => {
+                routes.take(tables);
+                self.routes = Some(routes);
+            }
+            Err(error) => {
+                warn!(%error, "routes cannot be read: applications see their steered sockets on loopback");
+            }
+        }
     }
 
     /// Whether cgroups are excluded, as far as this agent knows.
@@ -312,8 +333,11 @@ impl Attached {
         Ok(())
     }
 
-    /// Brings up to date who listens in the workload's own namespace, if it is time.
-    fn look_at_listeners(&mut self, tables: &mut Tables) {
+    /// Brings up to date who listens in the workload's own namespace, and its routes, if it is time.
+    fn look_at_namespace(&mut self, tables: &mut Tables) {
+        if let Some(routes) = &mut self.routes {
+            routes.take(tables);
+        }
         if let Some(look) = &mut self.look {
             look.take(tables, &self.excluded);
         }
@@ -322,7 +346,7 @@ impl Attached {
     /// Brings up to date what changes without a word, where it is time: who listens in the workload's own namespace, and what
     /// its rules for destinations depend on.
     pub fn look(&mut self, tables: &mut Tables, application: &Cgroup, steering: &Steering) {
-        self.look_at_listeners(tables);
+        self.look_at_namespace(tables);
         let left_alone = left_alone(&self.excluded, self.proxy.as_ref());
         if let Some(rules) = self.egress.look(application, &left_alone, steering)
             && let Err(error) = tables.set_rules(self.pins.slot, &rules)

@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Cidr, EgressRule, FailRule, InboundCapture, Redirect, Snapshot, cgroup::CgroupPattern,
+    Cidr, EgressRule, FailRule, InboundCapture, Redirect, Snapshot, UnknownDestination,
+    cgroup::CgroupPattern,
 };
 
 /// Entries that one workload may have in each of the maps of rules, which all workloads of a node share.
@@ -44,6 +45,9 @@ pub struct Steering {
     /// Exceptions. An agent that does not know them denies more.
     #[serde(default)]
     pub outbound_allow: Vec<EgressRule>,
+    /// Whether connections may pass of which nothing but the destination is known, and whatever that is.
+    #[serde(default)]
+    pub outbound_passes_unknown: bool,
     #[serde(default)]
     pub redirect: Redirect,
     /// Cgroups below the workload's whose processes are left alone.
@@ -83,6 +87,8 @@ impl From<&Snapshot> for Steering {
             outbound_exclude_cidrs: snapshot.outbound.exclude_cidrs.clone(),
             outbound_deny: snapshot.outbound.egress.deny.clone(),
             outbound_allow: snapshot.outbound.egress.allow.clone(),
+            outbound_passes_unknown: snapshot.outbound.unknown == UnknownDestination::Passthrough
+                && snapshot.authorization.outbound.is_open(),
             redirect: snapshot.redirect.clone(),
             exclude_cgroups: snapshot.workload.exclude_cgroups.clone(),
         }

@@ -17,7 +17,7 @@ use super::netns::{Namespace, within};
 const SOCK_DESTROY: u16 = 21;
 /// `NLM_F_REQUEST | NLM_F_ACK`
 const FLAGS: u16 = 1 | 4;
-const NLMSG_ERROR: u16 = 2;
+pub(super) const NLMSG_ERROR: u16 = 2;
 const IPPROTO_TCP: u8 = 6;
 
 fn open() -> io::Result<OwnedFd> {
@@ -49,7 +49,7 @@ pub struct Diag(OwnedFd);
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// `NLM_F_REQUEST | NLM_F_DUMP`
 const DUMP: u16 = 1 | 0x300;
-const NLMSG_DONE: u16 = 3;
+pub(super) const NLMSG_DONE: u16 = 3;
 const LISTEN: u32 = 1 << 10;
 /// `struct inet_diag_msg`
 const ANSWER_BYTES: usize = 72;
@@ -105,7 +105,7 @@ impl Diag {
 }
 
 /// The first message: its type, its body, and what follows it.
-fn split(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+pub(super) fn split(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
     let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
     let body = bytes.get(16..length)?;
@@ -113,7 +113,7 @@ fn split(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     Some((kind, body, bytes.get(next..).unwrap_or_default()))
 }
 
-fn error_in(body: &[u8]) -> io::Error {
+pub(super) fn error_in(body: &[u8]) -> io::Error {
     let code = body.get(..4).and_then(|code| code.try_into().ok());
     io::Error::from_raw_os_error(-code.map_or(-libc::EIO, i32::from_ne_bytes))
 }
@@ -213,7 +213,7 @@ fn body(
     body
 }
 
-fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
+pub(super) fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     let mut message = Vec::with_capacity(16 + body.len());
     message.extend((16 + body.len() as u32).to_ne_bytes());
     message.extend(kind.to_ne_bytes());

@@ -10,4 +10,5 @@ pub mod memory;
 pub mod memory_limit;
 pub mod mount;
 pub mod netns;
+pub mod route;
 pub mod sockopt;

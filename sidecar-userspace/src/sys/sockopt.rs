@@ -9,11 +9,12 @@ use std::{
 
 use rustix::net::sockopt::socket_cookie;
 use sidecar_common::{
-    address::Address,
+    address::{Address, Source},
     layout::{
         HANDOVER_FAILED, HANDOVER_WAITING, SEND_WINDOW_TCP, SEND_WINDOW_UNDECIDED,
         SOCKET_OPTION_BYPASSED_BYTES, SOCKET_OPTION_CLAIM_PEER, SOCKET_OPTION_HANDOVER,
         SOCKET_OPTION_JOIN, SOCKET_OPTION_LEVEL, SOCKET_OPTION_SEND_WINDOW, SOCKET_OPTION_SETTLE,
+        SOCKET_OPTION_SOURCE,
     },
 };
 
@@ -74,6 +75,35 @@ pub fn handover(socket: &impl AsFd) -> Handover {
         Ok(HANDOVER_WAITING) => Handover::Waiting,
         _ => Handover::Taken,
     }
+}
+
+/// Asks the kernel half what the application has bound its socket to at the other end of an accepted `socket`. Fails where no
+/// kernel half is attached.
+pub fn source(socket: &impl AsFd) -> io::Result<Source> {
+    get(
+        socket,
+        SOCKET_OPTION_LEVEL,
+        SOCKET_OPTION_SOURCE,
+        Source::default(),
+    )
+}
+
+/// Binds a socket to a network device by its index; no privilege is needed where it is not bound yet (Linux 5.7).
+pub fn bind_to_device(socket: &impl AsFd, index: u32) -> io::Result<()> {
+    // asm-generic/socket.h; libc has no name for it.
+    const SO_BINDTOIFINDEX: i32 = 62;
+    set(socket, libc::SOL_SOCKET, SO_BINDTOIFINDEX, index)
+}
+
+/// Has the kernel choose the port of a socket that is bound to port 0 when it connects, so that it may be that of another
+/// connection as well.
+pub fn bind_without_port(socket: &impl AsFd) -> io::Result<()> {
+    set(
+        socket,
+        libc::IPPROTO_IP,
+        libc::IP_BIND_ADDRESS_NO_PORT,
+        1_i32,
+    )
 }
 
 /// Tells the kernel half that every byte is relayed as it is between the two sockets, both ways. Fails where messages to one
@@ -155,6 +185,7 @@ impl Plain for i32 {}
 impl Plain for u32 {}
 impl Plain for u64 {}
 impl Plain for Address {}
+impl Plain for Source {}
 
 fn set<T: Plain>(socket: &impl AsFd, level: i32, name: i32, value: T) -> io::Result<()> {
     // SAFETY: the option's value is live, initialised and of the length that is given.

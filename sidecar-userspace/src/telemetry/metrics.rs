@@ -45,6 +45,8 @@ pub struct Metrics {
     pub accept_errors: IntCounterVec,
     /// Attempts to dial an endpoint, by result.
     pub dials: IntCounterVec,
+    /// Connections to upstream without the port to which the application has bound its socket.
+    pub source_ports_lost: IntCounter,
     /// What policies matched that refuse or audit, by direction, action and policy.
     pub policy_matches: IntCounterVec,
     /// Attempts to fetch the keys of tokens, by URL and result.
@@ -177,6 +179,11 @@ impl Metrics {
             "Access log lines lost because the log's reader is too slow.",
         )?;
         registry.register(Box::new(access_log_dropped.clone()))?;
+        let source_ports_lost = IntCounter::new(
+            "sidecar_source_ports_lost_total",
+            "Connections to upstream that could not have the port to which the application has bound its socket.",
+        )?;
+        registry.register(Box::new(source_ports_lost.clone()))?;
         let connections_open = IntGaugeVec::new(
             Opts::new("sidecar_connections_open", "Connections being served."),
             &["direction"],
@@ -200,6 +207,7 @@ impl Metrics {
             detections,
             accept_errors,
             dials,
+            source_ports_lost,
             policy_matches,
             jwks_fetches,
             access_log_dropped,

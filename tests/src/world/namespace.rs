@@ -156,7 +156,8 @@ pub fn remove(name: &str) {
 }
 
 /// Runs `ip` once for each line of arguments.
-fn ip(lines: &[&str]) -> Result<()> {
+/// Runs `ip` with each of these lines of arguments.
+pub fn ip(lines: &[&str]) -> Result<()> {
     let ip = programs::packaged("ip", "iproute2")?;
     lines
         .iter()

@@ -97,7 +97,7 @@ const ALWAYS: [&str; 5] = [
 ];
 
 /// What the kernel half's counters mean, by the value of their only label.
-const WORDS: [(&str, &str); 33] = [
+const WORDS: [(&str, &str); 34] = [
     (
         "connect_refused",
         "outbound connections refused: too many under way",
@@ -117,6 +117,7 @@ const WORDS: [(&str, &str); 33] = [
     ("steered", "connections steered to the proxy"),
     ("excluded", "connections left alone: excluded"),
     ("loopback", "connections left alone: loopback"),
+    ("link_local", "connections left alone: IPv6 link-local"),
     ("inbound", "connections from elsewhere handed to the proxy"),
     (
         "inbound_refused",

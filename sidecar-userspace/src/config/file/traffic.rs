@@ -15,7 +15,8 @@ use crate::{
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Outbound {
     /// What to do with a destination that no service claims: `passthrough` dials the address that the
-    /// application asked for, `registryOnly` resets the connection.
+    /// application asked for, `registryOnly` resets the connection. IPv6 link-local ones cannot be steered: they are left
+    /// alone with `passthrough` if there are no policies for outbound, else `connect` fails with EPERM.
     pub unknown: Option<Setting<UnknownDestination>>,
     /// Destinations that are refused: in the kernel, where `connect` and `send` fail with EPERM. All IP traffic, whatever the
     /// protocol, but never loopback. While there are rules, packet sockets of the application send nothing.

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use super::{MAX_AGE, MAX_STREAMS};
 use crate::{
     connection::{
-        ConnectionContext,
+        ConnectionContext, Source,
         connect::ConnectError,
         route::Target,
         sweep::{self, Sweep},
@@ -38,6 +38,8 @@ const MAX_WITHOUT: usize = 4096;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub address: SocketAddr,
+    /// What the applications have bound their sockets to.
+    source: Option<Box<Source>>,
     /// Who is expected there.
     tls: Arc<ServiceTls>,
     /// The state of our identity that was shown: after a renewal, or with other roots, a new handshake decides.
@@ -53,6 +55,7 @@ impl Key {
         mesh.load()?;
         Some(Self {
             address,
+            source: context.source.key(),
             tls: target.tls()?.clone(),
             identity,
         })

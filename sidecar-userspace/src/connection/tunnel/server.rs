@@ -25,8 +25,8 @@ use super::{
 };
 use crate::{
     connection::{
-        self, ConnectionContext, ConnectionRecord, Direction, Ended, Outcome, Reason, Transport,
-        Unserved, connect::ConnectError, origin::canonical,
+        self, ConnectionContext, ConnectionRecord, Direction, Ended, Outcome, Reason, Source,
+        Transport, Unserved, connect::ConnectError, origin::canonical,
     },
     lifecycle::drain::Phase,
     model::Mtls,
@@ -214,6 +214,7 @@ impl Tunnel {
             direction: Direction::Inbound,
             peer: record.peer,
             original: Some(self.original),
+            source: Source::default(),
             peer_identity: self.context.peer_identity.clone(),
             tls: self.context.tls.clone(),
             recorder: worker.recorder.clone(),

@@ -77,6 +77,7 @@ impl Proxy {
                         direction,
                         peer,
                         original,
+                        source: crate::connection::Source::default(),
                         peer_identity: None,
                         tls: None,
                         recorder: worker.recorder.clone(),

@@ -19,7 +19,8 @@ use sidecar_common::{
     settings::{
         CAPTURE_LISTED, CAPTURE_NAMESPACE, CAPTURE_WORKLOAD, CIDR_EXCLUDE, CidrTarget, INBOUND,
         OUTBOUND, PORT_CAPTURE, PORT_EXCLUDE, PORT_NO_REDIRECT, PortKey, WORKLOAD_ADAPTIVE,
-        WORKLOAD_DENIES, WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, Workload,
+        WORKLOAD_DENIES, WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, WORKLOAD_PASSES_UNKNOWN,
+        Workload,
     },
 };
 
@@ -177,7 +178,8 @@ pub fn workload_entry(
             | level.flags()
             | flag(steering.redirect.adaptive, WORKLOAD_ADAPTIVE)
             | flag(!steering.outbound_deny.is_empty(), WORKLOAD_DENIES)
-            | flag(steering.fail_rule == FailRule::Closed, WORKLOAD_FAIL_CLOSED),
+            | flag(steering.fail_rule == FailRule::Closed, WORKLOAD_FAIL_CLOSED)
+            | flag(steering.outbound_passes_unknown, WORKLOAD_PASSES_UNKNOWN),
         credit_bytes: steering.redirect.credit_bytes,
         redirect_limit: limit.map_or(0, Proof::number),
         enrolment,

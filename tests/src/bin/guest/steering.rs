@@ -13,6 +13,7 @@ use crate::LIMIT;
 #[derive(Deserialize)]
 struct Called {
     peer: SocketAddr,
+    local: SocketAddr,
     received: String,
 }
 
@@ -56,6 +57,11 @@ fn names(client: &Workload<'_>, to: SocketAddr) -> Result<Accepted> {
         called.peer == to,
         "the client sees {} for {to}",
         called.peer
+    );
+    ensure!(
+        called.local.ip() == client.address(to.ip()),
+        "the client's own address is {}",
+        called.local
     );
     let accepted: Accepted =
         serde_json::from_str(&called.received).context("no account came back")?;
