@@ -18,8 +18,8 @@ use sidecar_common::{
     names,
     settings::{
         CAPTURE_LISTED, CAPTURE_NAMESPACE, CAPTURE_WORKLOAD, CIDR_EXCLUDE, CidrTarget, DenyTarget,
-        INBOUND, OUTBOUND, PORT_CAPTURE, PORT_EXCLUDE, PORT_NO_REDIRECT, PortKey,
-        WORKLOAD_ADAPTIVE, WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, Workload,
+        INBOUND, OUTBOUND, PORT_CAPTURE, PORT_EXCLUDE, PORT_NO_REDIRECT, PORT_PROBE, PortKey,
+        WORKLOAD_ADAPTIVE, WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, WORKLOAD_PROBES_LISTED, Workload,
     },
 };
 
@@ -172,6 +172,7 @@ pub fn workload_entry(
         flags: WORKLOAD_ENROLLED
             | level.flags()
             | flag(steering.redirect.adaptive, WORKLOAD_ADAPTIVE)
+            | flag(steering.probe_ports.is_some(), WORKLOAD_PROBES_LISTED)
             | flag(steering.fail_rule == FailRule::Closed, WORKLOAD_FAIL_CLOSED),
         credit_bytes: steering.redirect.credit_bytes,
         redirect_limit: limit.map_or(0, Proof::number),
@@ -220,6 +221,9 @@ fn port_rules(slot: u32, steering: &Steering) -> BTreeMap<Sorted, u32> {
         .inbound_ports
         .iter()
         .for_each(|port| add(INBOUND, *port, PORT_CAPTURE));
+    for port in steering.probe_ports.iter().flatten() {
+        add(INBOUND, *port, PORT_PROBE);
+    }
     for port in &steering.redirect.exclude_ports {
         add(OUTBOUND, *port, PORT_NO_REDIRECT);
         add(INBOUND, *port, PORT_NO_REDIRECT);
