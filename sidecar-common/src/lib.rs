@@ -7,6 +7,7 @@
 //! - [`socket_state`]: what the kernel remembers of a socket, and what it hands from one end of a connection to the other
 //! - [`flow`]: keys and evidence of redirected flows
 //! - [`settings`]: workloads, cgroups, exclusions, constants
+//! - [`denial`]: which rule for destinations says
 //! - [`record`]: counters and events
 //! - [`names`]: names of maps and programs
 //! - [`layout`]: the ABI version
@@ -14,6 +15,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod address;
+pub mod denial;
 pub mod flow;
 pub mod layout;
 pub mod names;

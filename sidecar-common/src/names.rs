@@ -8,7 +8,7 @@ pub const CGROUPS: &str = "CGROUPS";
 pub const PORTS: &str = "PORTS";
 /// Rules by workload and destination prefix.
 pub const CIDRS: &str = "CIDRS";
-/// Denied destinations by workload, port and prefix.
+/// Denied destinations, and exceptions, by workload, port, protocol and prefix.
 pub const DENIALS: &str = "DENIALS";
 /// Where workloads listen, a map for each.
 pub const LISTENING: &str = "LISTENING";
@@ -84,6 +84,15 @@ pub const MSG_REDIRECT: &str = "msg_redirect";
 pub const MSG_STUB: &str = "msg_stub";
 pub const KUBELET_SOCKOPS: &str = "kubelet_sockops";
 pub const TRACE_SPLICE: &str = "trace_splice";
+
+/// Where there are rules for destinations.
+pub const EGRESS_CONNECT4: &str = "egress_connect4";
+pub const EGRESS_CONNECT6: &str = "egress_connect6";
+pub const EGRESS_SENDMSG4: &str = "egress_sendmsg4";
+pub const EGRESS_SENDMSG6: &str = "egress_sendmsg6";
+pub const EGRESS_PACKET: &str = "egress_packet";
+pub const EGRESS_SETSOCKOPT: &str = "egress_setsockopt";
+pub const EGRESS_FRAME: &str = "egress_frame";
 
 /// `static` in .rodata: offsets and switches.
 pub const LOAD_CONSTANTS: &str = "LOAD_CONSTANTS";

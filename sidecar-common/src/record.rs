@@ -62,7 +62,7 @@ pub enum Counter {
     TcpBytes,
     /// splice() seen reading a socket.
     Splice,
-    /// Outbound connection refused: its destination is denied.
+    /// Outbound connection, message or packet refused: its destination is denied.
     Denied,
     /// Outbound connection refused: the workload has too many connections under way, the kernel has no memory for one, or the
     /// proxy does not listen.
@@ -213,6 +213,8 @@ pub struct Event {
     pub address: Address,
     /// Of this end, as `address`.
     pub local: Address,
+    /// Of a denial: the IP protocol, or one of the `PROTOCOL_` constants; else 0.
+    pub protocol: u32,
 }
 
 /// Inbound connection refused: no proxy listens. `address`: what the client asked for.
@@ -222,8 +224,13 @@ pub const EVENT_UNPAIRED: u32 = 2;
 /// A process reads sockets with splice. `address`, `local`: of one that has redirected bytes, which it does not see.
 pub const EVENT_SPLICE: u32 = 3;
 
-/// Outbound connection refused. `address`: what the application asked for.
+/// Outbound connection, message or packet refused. `address`: where it would have gone.
 pub const EVENT_EGRESS_DENIED: u32 = 4;
+
+/// A frame of a packet socket, whatever is in it.
+pub const PROTOCOL_FRAME: u32 = 256;
+/// A packet that does not say what it carries, or where it ends.
+pub const PROTOCOL_UNKNOWN: u32 = 257;
 
 /// Outbound connection refused: see `Counter::ConnectRefused`. `address`: what the application asked for.
 pub const EVENT_CONNECT_REFUSED: u32 = 5;
@@ -231,7 +238,7 @@ pub const EVENT_CONNECT_REFUSED: u32 = 5;
 /// Outbound connection refused: the proxy does not listen. `address`: what the application asked for.
 pub const EVENT_PROXY_AWAY: u32 = 6;
 
-const _: () = assert!(size_of::<Event>() == 56 && size_of::<Account>() == 24);
+const _: () = assert!(size_of::<Event>() == 60 && size_of::<Account>() == 24);
 
 /// How redirect fares on a port of a workload, so that flows that only fall back stop being inserted.
 #[repr(C)]
@@ -284,6 +291,7 @@ mod user {
                 rule: word(3)? as i32,
                 address: address(4)?,
                 local: address(9)?,
+                protocol: word(14)?,
             })
         }
     }

@@ -75,9 +75,11 @@ pub const WORKLOAD_FAIL_CLOSED: u32 = 8;
 
 /// Connections to ports where redirect does not pay stay out of the SOCKHASH.
 pub const WORKLOAD_ADAPTIVE: u32 = 32;
+/// There are rules in `DENIALS` for it.
+pub const WORKLOAD_DENIES: u32 = 512;
 
 /// The kubelet's connections pass to the ports with `PORT_PROBE` only, not to all.
-pub const WORKLOAD_PROBES_LISTED: u32 = 512;
+pub const WORKLOAD_PROBES_LISTED: u32 = 1024;
 
 /// Inbound: every port on which the workload listens.
 pub const CAPTURE_WORKLOAD: u16 = 1;
@@ -117,15 +119,77 @@ pub struct CidrTarget {
 
 pub const CIDR_EXCLUDE: u32 = 1;
 
-/// What a denied destination is matched by: prefix length = 64 + bits of the v6 form. The value is the position of the
-/// rule plus one, or 0 for what a shorter prefix does not mean.
+/// What a rule for destinations is matched by: prefix length = 64 + bits of the v6 form. The value is a [`Ruling`].
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DenyTarget {
     pub workload: u32,
-    /// Host order; 0: every port.
-    pub port: u32,
+    /// Host order; 0: every port, and what has none.
+    pub port: u16,
+    /// Number of the IP protocol; 0: every one.
+    pub protocol: u16,
     pub ip: Ip,
+}
+
+/// What a rule says of the destinations that it names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ruling(pub u32);
+
+impl Ruling {
+    /// Says neither: of what a shorter prefix does not mean, or where there is no rule.
+    pub const NONE: Self = Self(0);
+
+    const BITS_AT: u32 = 16;
+    const ALLOW: u32 = 1 << 31;
+
+    /// `rule`: its position plus one. `bits`: of its range, in the v6 form.
+    pub const fn deny(rule: u16, bits: u32) -> Self {
+        Self((bits & 0xff) << Self::BITS_AT | rule as u32)
+    }
+
+    /// An exception from wider rules.
+    pub const fn allow(bits: u32) -> Self {
+        Self((bits & 0xff) << Self::BITS_AT | Self::ALLOW)
+    }
+
+    #[inline(always)]
+    pub const fn allows(self) -> bool {
+        self.0 & Self::ALLOW != 0
+    }
+
+    #[inline(always)]
+    pub const fn denies(self) -> bool {
+        self.0 != 0 && !self.allows()
+    }
+
+    /// The rule that denies, as it was given.
+    #[inline(always)]
+    pub const fn rule(self) -> u32 {
+        self.0 & 0xffff
+    }
+
+    /// Bits of the range.
+    #[inline(always)]
+    pub const fn bits(self) -> u32 {
+        self.0 >> Self::BITS_AT & 0xff
+    }
+}
+
+/// Numbers of IP protocols, of linux/in.h.
+pub mod protocol {
+    pub const ICMP: u8 = 1;
+    pub const TCP: u8 = 6;
+    pub const UDP: u8 = 17;
+    pub const DCCP: u8 = 33;
+    pub const ICMPV6: u8 = 58;
+    pub const SCTP: u8 = 132;
+    pub const UDP_LITE: u8 = 136;
+
+    /// Whether its packets name ports.
+    #[inline(always)]
+    pub const fn has_ports(protocol: u8) -> bool {
+        matches!(protocol, TCP | UDP | DCCP | SCTP | UDP_LITE)
+    }
 }
 
 /// Where a socket of a workload listens. The value in the map is when that was noted, in nanoseconds of the monotonic clock,

@@ -4,17 +4,18 @@ use aya_ebpf::{btf_maps::lpm_trie::Key, macros::cgroup_sock_addr, programs::Sock
 use aya_log_ebpf::debug;
 use sidecar_common::{
     address::{Address, Ip},
-    record::{Counter, EVENT_CONNECT_REFUSED, EVENT_EGRESS_DENIED, EVENT_PROXY_AWAY},
-    settings::{CidrTarget, DenyTarget, OUTBOUND, PortKey, ROLE_EXCLUDED},
+    record::{Counter, EVENT_CONNECT_REFUSED, EVENT_PROXY_AWAY},
+    settings::{CidrTarget, OUTBOUND, PortKey, ROLE_EXCLUDED, protocol},
     socket_state::SocketState,
 };
 use sidecar_ebpf::decide::{self, Connect};
 
 use crate::{
-    context::{UserAddress, fail_with, octets},
-    counters::{count, event_of_task},
+    context::{UserAddress, current_pid, fail_with, octets},
+    counters::{count, denial, event_of_task},
+    egress::denied_by,
     enrolment::workload_of,
-    maps::{CIDRS, DENIALS, PORTS, SOCKETS},
+    maps::{CIDRS, PORTS, SOCKETS},
     member::owner,
     rendezvous,
     sock_create::{MPTCP, SOCK_STREAM, TCP, newborn},
@@ -30,8 +31,6 @@ const NOBODY: u16 = 0;
 
 /// Longest prefix: 32 bits of workload and 128 of address.
 const WHOLE_TARGET: u32 = 160;
-/// And 32 bits of port.
-const WHOLE_DENIAL: u32 = 192;
 
 /// What becomes of a connection that is not left alone.
 enum Verdict {
@@ -124,7 +123,8 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
         },
     );
     let cidr = CIDRS.get(&target).is_some();
-    let rule = denied_by(id, destination);
+    let tcp = protocol::TCP;
+    let rule = denied_by(id, workload.flags, destination, tcp);
     match decide::connect(
         workload,
         destination.ip,
@@ -136,7 +136,7 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
             let proxy = Address::new(loopback(destination.ip), workload.outbound_port);
             if !is_proxy_there(ctx, proxy, state) {
                 count(id, Counter::ConnectRefused, 1);
-                event_of_task(EVENT_PROXY_AWAY, id, 0, destination);
+                event_of_task(EVENT_PROXY_AWAY, id, destination);
                 return Some(Verdict::Steer(Address::new(proxy.ip, NOBODY)));
             }
             if rendezvous::reserve(state, ctx.cookie()).is_none() {
@@ -158,8 +158,7 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
             Some(Verdict::Steer(proxy))
         }
         Connect::Deny => {
-            count(id, Counter::Denied, 1);
-            event_of_task(EVENT_EGRESS_DENIED, id, rule as i32, destination);
+            denial(id, current_pid(), rule, destination, tcp.into());
             Some(Verdict::Deny)
         }
         Connect::Leave(why) => {
@@ -207,24 +206,8 @@ fn is_proxy_there(ctx: &SockAddrContext, proxy: Address, state: &SocketState) ->
 fn refuse(workload: u32, destination: Address) -> Verdict {
     fail_with(ENOBUFS);
     count(workload, Counter::ConnectRefused, 1);
-    event_of_task(EVENT_CONNECT_REFUSED, workload, 0, destination);
+    event_of_task(EVENT_CONNECT_REFUSED, workload, destination);
     Verdict::Deny
-}
-
-/// The rule that denies the destination to the workload, or 0.
-#[inline(always)]
-fn denied_by(workload: u32, destination: Address) -> u32 {
-    let rule = |port: u32| {
-        let ip = destination.ip;
-        let target = DenyTarget { workload, port, ip };
-        DENIALS
-            .get(&Key::new(WHOLE_DENIAL, target))
-            .map_or(0, |rule| *rule)
-    };
-    match rule(destination.port as u32) {
-        0 => rule(0),
-        rule => rule,
-    }
 }
 
 /// Flags of the rule for a port of a workload, or 0.

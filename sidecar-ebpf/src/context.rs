@@ -6,6 +6,7 @@
 mod address;
 mod operation;
 mod option;
+mod skb;
 mod socket;
 mod storage;
 mod task;
@@ -18,6 +19,7 @@ pub use self::{
     address::{AF_INET, AF_INET6, UserAddress, created, packet},
     operation::{Ends, Operation, sender, tail_call, take_out},
     option::{SocketOption, address_from},
+    skb::Packet,
     socket::{Socket, TcpSocket, traced},
     storage::SocketStorage,
     task::{SystemCall, ancestor_cgroup, current_pid, fail_with, now_ns},

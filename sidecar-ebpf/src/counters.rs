@@ -4,7 +4,8 @@ use sidecar_common::{
     address::Address,
     flow::FlowKey,
     record::{
-        COUNTERS as COUNTER_SLOTS, Counter, EVENT_SPLICE, Event, MAX_EVENTS, MAX_SPLICE_EVENTS,
+        COUNTERS as COUNTER_SLOTS, Counter, EVENT_EGRESS_DENIED, EVENT_SPLICE, Event, MAX_EVENTS,
+        MAX_SPLICE_EVENTS,
     },
 };
 
@@ -37,19 +38,36 @@ pub fn event(kind: u32, workload: u32, address: Address) {
         rule: 0,
         address,
         local: Address::default(),
+        protocol: 0,
     });
 }
 
 /// As `event`, for hooks in a system call that may ask whose it is: cgroup/connect and tracing.
 #[inline(always)]
-pub fn event_of_task(kind: u32, workload: u32, rule: i32, address: Address) {
+pub fn event_of_task(kind: u32, workload: u32, address: Address) {
     send(&Event {
         kind,
         workload,
         pid: current_pid(),
-        rule,
+        rule: 0,
         address,
         local: Address::default(),
+        protocol: 0,
+    });
+}
+
+/// The rule `rule` denies the destination. `pid`: 0 where the hook cannot know.
+#[inline(always)]
+pub fn denial(workload: u32, pid: u32, rule: u32, destination: Address, protocol: u32) {
+    count(workload, Counter::Denied, 1);
+    send(&Event {
+        kind: EVENT_EGRESS_DENIED,
+        workload,
+        pid,
+        rule: rule as i32,
+        address: destination,
+        local: Address::default(),
+        protocol,
     });
 }
 
@@ -63,6 +81,7 @@ pub fn event_of_splice(workload: u32, flow: FlowKey) {
         rule: 0,
         address: flow.remote,
         local: flow.local,
+        protocol: 0,
     });
 }
 

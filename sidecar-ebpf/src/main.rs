@@ -11,16 +11,19 @@
 //! | `workload_sockops` | sock_ops | the workload's and the proxy's cgroup |
 //! | `msg_stub` | sk_msg | the map `FLOWS`; calls `msg_redirect` |
 //! | `kubelet_sockops` | sock_ops | the kubelet's cgroup |
+//! | `egress_connect4`, `6`, `egress_sendmsg4`, `6`, `egress_packet` | cgroup/connect, sendmsg, cgroup_skb/egress | the workload's cgroup, while it has rules for destinations |
+//! | `egress_setsockopt`, `egress_frame` | cgroup/setsockopt, tc egress | the same, and the interfaces of its network namespace |
 //! | `trace_splice` | tp_btf/tcp_rcv_space_adjust | the node, while redirect is on |
 //!
 //! # Layout
 //!
 //! - a file per hook: [`sock_create`], [`connect`], [`lookup`], [`getpeername`], [`sockopt`], [`sockops`], [`msg`], [`trace`];
-//!   [`kubelet`] is the second sock_ops program
+//!   [`kubelet`] is the second sock_ops program; [`egress`] has all that are there only where there are rules for destinations
 //! - [`rendezvous`], how both ends of a connection meet; [`pair`], who enters the SOCKHASH
 //! - [`member`], who the current task belongs to; [`enrolment`], whose a socket is; [`counters`], what is counted and told
 //! - [`maps`]; [`context`], the unsafe
-//! - tested on the host: [`sidecar_ebpf::decide`], pure decisions; [`sidecar_ebpf::evidence`], whether a message may be redirected
+//! - tested on the host: [`sidecar_ebpf::decide`], pure decisions; [`sidecar_ebpf::evidence`], whether a message may be redirected;
+//!   [`sidecar_ebpf::packet`], what a packet opens
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(
@@ -37,6 +40,8 @@ mod connect;
 mod context;
 #[cfg(target_arch = "bpf")]
 mod counters;
+#[cfg(target_arch = "bpf")]
+mod egress;
 #[cfg(target_arch = "bpf")]
 mod enrolment;
 #[cfg(target_arch = "bpf")]

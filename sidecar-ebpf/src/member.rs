@@ -3,7 +3,7 @@
 use sidecar_common::settings::{Cgroup, MAX_WORKLOADS, ROLE_APPLICATION, ROLE_EXCLUDED};
 
 use crate::{
-    context::{ancestor_cgroup, read},
+    context::{Packet, ancestor_cgroup, read},
     lookup::LOOKUP_WORKLOAD,
     maps::{CGROUPS, NAMESPACES, WORKLOADS},
 };
@@ -19,14 +19,27 @@ pub fn member_of_current() -> Option<Cgroup> {
     (member.role != 0 && member.role != ROLE_EXCLUDED).then_some(member)
 }
 
-/// What is said of the deepest cgroup of the current task of which anything is said. Not an `Option`: the compiler would copy
-/// what it does not hold, which the verifier refuses.
+/// What is said of the deepest cgroup of the current task of which anything is said.
 #[inline(always)]
 fn known_of_current() -> Cgroup {
+    deepest(ancestor_cgroup)
+}
+
+/// As `member_of_current`, of the socket that sends a packet: whoever runs now may have nothing to do with it.
+#[inline(always)]
+pub fn member_of_sender(packet: &Packet) -> Option<Cgroup> {
+    let member = deepest(|level| packet.ancestor_cgroup(level));
+    (member.role != 0 && member.role != ROLE_EXCLUDED).then_some(member)
+}
+
+/// `ancestor`: the id of the cgroup at a level below the root, or 0. Not an `Option`: the compiler would copy what it does not
+/// hold, which the verifier refuses.
+#[inline(always)]
+fn deepest(ancestor: impl Fn(i32) -> u64) -> Cgroup {
     let mut known = Cgroup::default();
     let mut level = 1;
     while level <= CGROUP_LEVELS {
-        let id = ancestor_cgroup(level);
+        let id = ancestor(level);
         if id == 0 {
             break;
         }

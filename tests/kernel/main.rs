@@ -24,6 +24,7 @@ mod peers;
 mod protocols;
 mod readers;
 mod resets;
+mod soak;
 mod splices;
 mod stalled;
 mod startup;

@@ -18,6 +18,7 @@ pub trait SocketOption {
     fn value<const N: usize>(&self) -> Option<&mut [u8; N]>;
     fn answered(&self, length: i32);
     fn taken(&self);
+    fn unchanged(&self);
 }
 
 impl SocketOption for SockoptContext {
@@ -64,6 +65,19 @@ impl SocketOption for SockoptContext {
     fn taken(&self) {
         // SAFETY: a context field that may be written.
         unsafe { ptr::write_volatile(&raw mut (*self.sockopt).optlen, -1) }
+    }
+
+    /// setsockopt goes on with the value that the caller gave: of one of more than a page a program sees only the beginning,
+    /// and the kernel fails the call unless it says this. Another program may have said before that the call is done.
+    #[inline(always)]
+    fn unchanged(&self) {
+        const SMALLEST_PAGE: i32 = 4096;
+        // SAFETY: a context field that may be written.
+        unsafe {
+            if ptr::read_volatile(&raw const (*self.sockopt).optlen) > SMALLEST_PAGE {
+                ptr::write_volatile(&raw mut (*self.sockopt).optlen, 0);
+            }
+        }
     }
 }
 

@@ -240,8 +240,29 @@ fn self_test(findings: &mut Findings, args: &Check, snapshot: &Snapshot) {
             format!("{error:#}"),
             "see the message; --log debug says more",
         ),
-        Ok(Trial { parts, reach }) => {
+        Ok(Trial {
+            parts,
+            reach,
+            egress,
+        }) => {
             findings.ok("kernel half", "loads and attaches");
+            match egress {
+                Ok(None) => findings.ok("outbound.deny", "holds for all IP traffic"),
+                Ok(Some(why)) => {
+                    let found = format!(
+                        "holds for all IP traffic of applications without CAP_NET_RAW: {why}"
+                    );
+                    match snapshot.outbound.egress.deny.is_empty() {
+                        true => findings.ok("outbound.deny", found),
+                        false => findings.warn(
+                            "outbound.deny",
+                            found,
+                            "rules are refused for others: start the application without it",
+                        ),
+                    }
+                }
+                Err(error) => findings.fail("outbound.deny", error, "rules would be refused"),
+            }
             for part in parts {
                 match part.failure {
                     None => findings.ok("self-test", part.name.name()),

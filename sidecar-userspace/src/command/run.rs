@@ -1,6 +1,7 @@
 //! `run`: standalone. Loads, attaches, proxies, starts the application behind it, and ends with its exit code.
 
 use std::{
+    cell::RefCell,
     ffi::OsString,
     process::ExitCode,
     rc::Rc,
@@ -132,12 +133,24 @@ async fn proxied(
     if let Some(log) = enrolment.take_log() {
         tokio::task::spawn_local(events::follow_log(log));
     }
-    let status = supervise(signals, proxy, config, application, None, |snapshot| {
-        if let Err(error) = enrolment.reload(&Steering::from(snapshot)) {
+    let enrolment = RefCell::new(enrolment);
+    let in_force = config.clone();
+    let looking = async {
+        loop {
+            tokio::time::sleep(listening::LOOK_EVERY).await;
+            let steering = Steering::from(&*in_force.load());
+            enrolment.borrow_mut().look(&steering);
+        }
+    };
+    let supervised = supervise(signals, proxy, config, application, None, |snapshot| {
+        if let Err(error) = enrolment.borrow_mut().reload(&Steering::from(snapshot)) {
             error!(%error, "the kernel half does not follow the new configuration");
         }
-    })
-    .await?;
+    });
+    let status = tokio::select! {
+        status = supervised => status?,
+        () = looking => None,
+    };
     Ok(status.map_or(ExitCode::SUCCESS, |status| {
         ExitCode::from(exit_code(status))
     }))

@@ -91,6 +91,8 @@ pub struct Trial {
     pub parts: Vec<Finding>,
     /// How far it may go.
     pub reach: Reach,
+    /// What rules for destinations need could be attached; why packet sockets could not be kept from sending, if so.
+    pub egress: Result<Option<String>, AttachError>,
 }
 
 /// Attaches for a workload of our own, tries redirect on real sockets, and detaches again. `base`: the pin directory.
@@ -106,11 +108,13 @@ pub fn trial(base: &Path, steering: &Steering, cgroups: &Cgroups) -> Result<Tria
     let entered = cgroups.proxy.enter().map_err(AttachError::from);
     let parts = entered.and_then(|()| enrolment.self_test(steering));
     let reach = enrolment.reach().clone();
+    let egress = enrolment.try_egress(steering);
     // Whatever came of it: fail rule `closed` would have something stay.
     enrolment.leave()?;
     Ok(Trial {
         parts: parts?,
         reach,
+        egress,
     })
 }
 

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    AccessLogFormat, Endpoint, EndpointAddress, FailRule, HostMatch, InboundCapture, Mtls,
-    PathMatch, Protocol, ServiceTls, UnknownDestination,
+    AccessLogFormat, Endpoint, EndpointAddress, FailRule, HostMatch, InboundCapture, IpProtocol,
+    Mtls, PathMatch, Protocol, ServiceTls, UnknownDestination,
 };
 
 /// All mistakes in `text`, as a user sees them.
@@ -238,6 +238,45 @@ authorization:
             r#"f:15:44: expected an address or a range such as 10.0.0.0/8; found "ten""#,
             r#"f:15:61: expected at least one value, or no list; found "none""#,
             r#"f:16:51: expected a port from 1 to 65535; found "http""#,
+        ],
+    );
+}
+
+#[test]
+fn rules_for_destinations_mean_something() {
+    assert_errors(
+        r#"
+outbound:
+  deny:
+    - { name: nothing }
+    - { name: pings, protocols: [ICMP, 58], ports: [7] }
+    - { name: odd, protocols: [TCP, tcp, 0, 256] }
+    - { name: odd, cidrs: [10.0.0.0/8] }
+"#,
+        &[
+            r#"f:4:15: expected cidrs, ports or protocols beside the name; found "nothing""#,
+            r#"f:5:15: expected no ports beside ICMP, which has none; found "pings""#,
+            r#"f:6:37: expected one of TCP, UDP, SCTP, DCCP, UDPLITE, ICMP, ICMPV6, or the number of an IP protocol from 1 to 255; found "tcp""#,
+            r#"f:6:42: expected one of TCP, UDP, SCTP, DCCP, UDPLITE, ICMP, ICMPV6, or the number of an IP protocol from 1 to 255; found "0""#,
+            r#"f:6:45: expected one of TCP, UDP, SCTP, DCCP, UDPLITE, ICMP, ICMPV6, or the number of an IP protocol from 1 to 255; found "256""#,
+            r#"f:7:15: expected a name that no other rule has (see 6:15); found "odd""#,
+        ],
+    );
+    assert_errors(
+        r#"
+outbound:
+  deny:
+    - { name: ten, cidrs: [10.0.0.0/8] }
+    - { name: mail, ports: [25], protocols: [TCP] }
+  allow:
+    - { name: dns, ports: [53] }
+    - { name: relay, cidrs: [10.1.0.0/16], ports: [25], protocols: [TCP] }
+    - { name: range, cidrs: [10.1.0.0/16] }
+    - { name: mail, cidrs: [10.2.0.0/16], ports: [25] }
+"#,
+        &[
+            r#"f:7:15: expected a rule that is within one of outbound.deny, from which it is an exception: its range, and ports and protocols where that names some; found "dns""#,
+            r#"f:10:15: expected a name that no other rule has (see 5:15); found "mail""#,
         ],
     );
 }
@@ -631,6 +670,23 @@ fn the_examples_are_good() {
     let routes = load(&Path::new(DEPLOY).join("examples/routes.yaml")).unwrap();
     let (_, rule) = routes.route("eu.shop.example.org", "/favicon.ico").unwrap();
     assert_eq!(&*rule.backends[0].service.name, "images");
+    let egress = load(&Path::new(DEPLOY).join("examples/egress.yaml")).unwrap();
+    let egress = &egress.outbound.egress;
+    for (to, protocol, denied) in [
+        ("10.96.0.10:53", 17, false),
+        ("10.96.0.10:53", 6, false),
+        ("[fd00:10:96::a]:53", 17, false),
+        ("10.96.0.20:5432", 6, false),
+        ("10.96.0.10:53", 132, true),
+        ("10.96.0.10:0", 1, true),
+        ("10.96.0.20:5432", 17, true),
+        ("10.96.0.11:53", 17, true),
+        ("[2001:db8::1]:53", 17, true),
+        ("127.0.0.53:53", 17, false),
+    ] {
+        let by = egress.denied_by(to.parse().unwrap(), IpProtocol(protocol));
+        assert_eq!(by.is_some(), denied, "{to} by {protocol}");
+    }
 }
 
 /// Keys that exclude one which the reference example has.

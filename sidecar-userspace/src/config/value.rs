@@ -16,8 +16,8 @@ use crate::{
     fetch::Place,
     identity::{SpiffeId, TrustDomain},
     model::{
-        self, AccessLogFormat, Cidr, FailRule, HostMatch, InboundCapture, Level, Mtls, Protocol,
-        UnknownDestination, cgroup::CgroupPattern,
+        self, AccessLogFormat, Cidr, FailRule, HostMatch, InboundCapture, IpProtocol, Level, Mtls,
+        Protocol, UnknownDestination, cgroup::CgroupPattern,
     },
     policy::{Action, PathNormalization, Posture},
     tls::MinVersion,
@@ -134,6 +134,33 @@ impl Scalar for Cidr {
 
     fn schema() -> Schema {
         json_schema!({ "type": "string", "pattern": "^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$" })
+    }
+}
+
+impl Scalar for IpProtocol {
+    type Value = Self;
+
+    fn expected() -> Expected {
+        let names = Self::NAMED.map(|(name, _)| name).join(", ");
+        format!("one of {names}, or the number of an IP protocol from 1 to 255").into()
+    }
+
+    fn parse(text: &str) -> Result<Self, Expected> {
+        let named = Self::NAMED.iter().find(|(name, _)| *name == text);
+        match named {
+            Some((_, protocol)) => Ok(*protocol),
+            None => Number::<u8, 1, 255>::parse(text)
+                .map(Self)
+                .map_err(|_| <Self as Scalar>::expected()),
+        }
+    }
+
+    fn schema() -> Schema {
+        let names = Self::NAMED.map(|(name, _)| name);
+        json_schema!({ "anyOf": [
+            { "enum": names },
+            { "type": "integer", "minimum": 1, "maximum": 255 },
+        ] })
     }
 }
 

@@ -178,7 +178,8 @@ impl State {
         };
         // A sidecar that was superseded has no say any more.
         if pod.sidecar.as_ref().is_some_and(|sidecar| sidecar.id == id) {
-            self.node.reload(&mut pod.attached, &steering)?;
+            self.node
+                .reload(&mut pod.attached, &pod.cgroup, &steering)?;
             pod.steering = Rc::new(steering);
             info!(workload = pod.steering.name, "follows a new configuration");
         }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use aya::{
+    Ebpf,
     maps::{MapData, RingBuf},
     programs::{ProgramError, links::FdLink},
 };
@@ -35,8 +36,11 @@ use super::{
     workload::{Attached, Lasting, Listening, Programs, Subject, take_over},
 };
 use crate::{
-    model::{FailRule, Level, Steering},
-    sys::{cgroup::CgroupError, netns::Namespace},
+    model::{EgressRule, FailRule, Level, Steering},
+    sys::{
+        cgroup::{Cgroup, CgroupError},
+        netns::Namespace,
+    },
 };
 
 #[derive(Debug, Error)]
@@ -71,6 +75,11 @@ pub enum AttachError {
     Upgrade(#[from] UpgradeError),
     #[error("cannot tell the network namespace: {0}")]
     Namespace(io::Error),
+    #[error(
+        "outbound.deny cannot be enforced: process {pid} of the application may open packet sockets, which nothing here stops ({why}). \
+         Start the application without CAP_NET_RAW"
+    )]
+    PacketSockets { pid: u32, why: String },
 }
 
 /// A workload that is enrolled by its own sidecar. Dropping it leaves what fail rule `closed` wants to be left; call
@@ -79,6 +88,9 @@ pub struct Enrolment {
     base: PathBuf,
     attached: Attached,
     tables: Tables,
+    /// What is not attached yet may be when rules come.
+    bpf: Ebpf,
+    application: Cgroup,
     /// The tracepoint, while redirect is on.
     node: Option<FdLink>,
     /// How far redirect goes.
@@ -144,6 +156,8 @@ impl Enrolment {
             base,
             attached,
             tables,
+            bpf,
+            application: subject.application.clone(),
             node,
             reach,
             events,
@@ -229,8 +243,32 @@ impl Enrolment {
 
     /// Follows a new configuration.
     pub fn reload(&mut self, steering: &Steering) -> Result<(), AttachError> {
-        self.attached
-            .reload(&mut self.tables, steering, &self.reach)
+        let (bpf, tables) = (&mut self.bpf, &mut self.tables);
+        let attached = &mut self.attached;
+        attached.reload(bpf, tables, &self.application, steering, &self.reach)
+    }
+
+    /// Brings up to date what changes without a word, if it is time.
+    pub fn look(&mut self, steering: &Steering) {
+        let (tables, application) = (&mut self.tables, &self.application);
+        self.attached.look(tables, application, steering);
+    }
+
+    /// Verifies what rules for destinations would have attached. `Some`: why packet sockets could not be kept from sending past
+    /// them.
+    pub fn try_egress(&mut self, steering: &Steering) -> Result<Option<String>, AttachError> {
+        let everything = EgressRule {
+            name: "check".into(),
+            cidrs: Vec::new(),
+            ports: [].into(),
+            protocols: [].into(),
+        };
+        let trial = Steering {
+            outbound_deny: vec![everything],
+            ..steering.clone()
+        };
+        self.reload(&trial)?;
+        Ok(self.attached.unguarded().map(str::to_owned))
     }
 
     /// What the kernel half counted.
@@ -260,11 +298,12 @@ impl Enrolment {
             base,
             attached,
             mut tables,
+            bpf,
             node,
             ..
         } = self;
         let shared = Pins::open(&base, Layout::own()?)?;
-        drop(node);
+        drop((node, bpf));
         attached.leave(&mut tables, &shared)?;
         drop(tables);
         shared.remove_if_unused()?;

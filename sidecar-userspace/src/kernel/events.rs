@@ -11,12 +11,15 @@ use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
 use sidecar_common::record::{
     EVENT_CONNECT_REFUSED, EVENT_EGRESS_DENIED, EVENT_INBOUND_REFUSED, EVENT_PROXY_AWAY,
-    EVENT_SPLICE, EVENT_UNPAIRED, Event,
+    EVENT_SPLICE, EVENT_UNPAIRED, Event, PROTOCOL_FRAME,
 };
 use tokio::io::unix::AsyncFd;
 use tracing::{debug, warn};
 
-use crate::{model::Steering, sys::diag};
+use crate::{
+    model::{IpProtocol, Steering},
+    sys::diag,
+};
 
 /// A repeated warning is said once in this time.
 const QUIET: Duration = Duration::from_secs(10);
@@ -80,8 +83,8 @@ pub type KernelLog = EbpfLogger<&'static dyn log::Log>;
 #[derive(Default)]
 struct Said {
     kinds: [Option<Instant>; 7],
-    /// Denied destinations, with the rule.
-    denied: HashMap<(SocketAddr, i32), Instant>,
+    /// Denied destinations, with the rule and the protocol.
+    denied: HashMap<(SocketAddr, i32, u32), Instant>,
 }
 
 /// Denied destinations of a workload that are remembered.
@@ -108,7 +111,7 @@ fn denied(event: &Event, steering: &Steering, said: &mut Said) {
     if said.denied.len() >= MAX_DENIED {
         said.denied.retain(|_, at| at.elapsed() <= QUIET);
     }
-    let key = (destination, event.rule);
+    let key = (destination, event.rule, event.protocol);
     let repeated = said
         .denied
         .get(&key)
@@ -120,9 +123,29 @@ fn denied(event: &Event, steering: &Steering, said: &mut Said) {
     let position = usize::try_from(event.rule).ok();
     let position = position.and_then(|rule| rule.checked_sub(1));
     let rule = position.and_then(|position| steering.outbound_deny.get(position));
-    let rule = rule.map_or("of a former configuration", |rule| &*rule.name);
-    let (workload, pid) = (&steering.name, event.pid);
-    warn!(%workload, %destination, rule, pid, "outbound connection denied (outbound.deny)");
+    let rule = rule.map_or("none of the configuration", |rule| &*rule.name);
+    let (workload, protocol) = (&steering.name, event.protocol);
+    // Packets are not known by who sends them.
+    let pid = (event.pid != 0).then_some(event.pid);
+    match u8::try_from(protocol).map(IpProtocol) {
+        Ok(IpProtocol::TCP) => {
+            warn!(%workload, %destination, rule, pid, "outbound connection denied (outbound.deny)");
+        }
+        Ok(protocol) if !protocol.has_ports() => {
+            let destination = destination.ip();
+            warn!(%workload, %destination, %protocol, rule, pid, "outbound packet denied (outbound.deny)");
+        }
+        Ok(protocol) => {
+            warn!(%workload, %destination, %protocol, rule, pid, "outbound packet denied (outbound.deny)");
+        }
+        Err(_) if protocol == PROTOCOL_FRAME => {
+            warn!(%workload, "a packet socket sends nothing while there are rules (outbound.deny)");
+        }
+        Err(_) => {
+            let destination = destination.ip();
+            warn!(%workload, %destination, "outbound packet denied: it does not say what it carries, or where it ends (outbound.deny)");
+        }
+    }
 }
 
 fn handle(event: &Event, workload: &str, said: &mut Said) {

@@ -19,6 +19,7 @@ use sidecar_common::names;
 
 use super::{
     attach::AttachError,
+    egress,
     load::{LoadError, program},
 };
 use crate::sys::{
@@ -202,7 +203,7 @@ pub fn load_all(bpf: &mut Ebpf) -> Result<(), LoadError> {
     for (name, _) in PROXY_PROGRAMS {
         load_as::<CgroupSockopt>(bpf, name)?;
     }
-    Ok(())
+    egress::load_all(bpf)
 }
 
 /// Attached to the application's and the proxy's cgroup.

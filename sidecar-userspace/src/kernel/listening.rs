@@ -70,6 +70,12 @@ impl Look {
         })
     }
 
+    /// The namespace, as long as it can be looked at.
+    pub fn namespace(&self) -> io::Result<Namespace> {
+        let diag = self.diag.as_ref();
+        diag.ok_or(io::ErrorKind::NotConnected)?.namespace()
+    }
+
     /// Looks if it is time. `excluded`: cgroups whose listeners are left alone.
     pub fn take(&mut self, tables: &mut Tables, excluded: &[Cgroup]) {
         if Instant::now() < self.next {

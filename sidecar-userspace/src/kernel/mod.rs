@@ -10,7 +10,7 @@
 //! - [`census`], whether all of it is gone
 //! - [`selftest`], how far redirect may go; [`proof`], what each level of it rests on
 //! - [`events`], what it tells at once
-//! - [`listening`], where a workload listens; [`held`], who holds which socket
+//! - [`listening`], where a workload listens; [`held`], who holds which socket; [`egress`], what enforces its rules for destinations
 //! - [`exclusion`], cgroups whose processes are left alone; [`adopt`], sockets that were there before; [`record`], counters as metrics
 //! - [`links`], programs and what they are attached to; [`workload`], one workload's, from enrolment to leaving
 //! - [`attach`], a workload that its own sidecar holds; [`node`], the workloads that the node's agent holds
@@ -19,6 +19,7 @@ pub mod adopt;
 pub mod attach;
 pub mod btf;
 pub mod census;
+pub mod egress;
 pub mod events;
 pub mod exclusion;
 pub mod features;

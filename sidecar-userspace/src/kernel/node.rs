@@ -37,7 +37,10 @@ use super::{
     tables::Tables,
     workload::{Attached, Lasting, Listening, Programs, Subject},
 };
-use crate::{model::cgroup::CgroupPattern, sys::cgroup::Cgroup};
+use crate::{
+    model::{Steering, cgroup::CgroupPattern},
+    sys::cgroup::Cgroup,
+};
 
 /// The kernel half of a node, held by its agent.
 pub struct Node {
@@ -153,11 +156,6 @@ impl Node {
         self.events.take()
     }
 
-    /// Handles of the maps for another owner.
-    pub fn open_tables(&self) -> Result<Tables, LoadError> {
-        Tables::open(&self.shared)
-    }
-
     /// Attaches a pod and steers its connections; on failure nothing of it is left. `pod`: the id of its cgroup.
     pub fn attach(
         &mut self,
@@ -226,21 +224,23 @@ impl Node {
         if !links::serves_proxy(attached.directory(), subject.proxy.id()?) {
             links::serve_proxy(&mut self.bpf, subject.proxy, attached.directory())?;
         }
-        let (tables, reach) = (&mut self.tables, &self.reach);
-        attached.hand_over(tables, subject, outbound_port, listeners, reach)
+        let (bpf, tables, reach) = (&mut self.bpf, &mut self.tables, &self.reach);
+        attached.hand_over(bpf, tables, subject, outbound_port, listeners, reach)
     }
 
-    /// Follows a new configuration of the pod.
+    /// Follows a new configuration of the pod with the cgroup `pod`.
     pub fn reload(
         &mut self,
         attached: &mut Attached,
-        steering: &crate::model::Steering,
+        pod: &Cgroup,
+        steering: &Steering,
     ) -> Result<(), AttachError> {
         if !self.is_ours(attached) {
             return Err(AttachError::OtherLayout);
         }
         self.tables.check_room(Some(attached.slot()), steering)?;
-        attached.reload(&mut self.tables, steering, &self.reach)
+        let (bpf, tables) = (&mut self.bpf, &mut self.tables);
+        attached.reload(bpf, tables, pod, steering, &self.reach)
     }
 
     /// Excludes what `patterns` want below the pod's cgroup, and no more.
@@ -256,10 +256,10 @@ impl Node {
         }
     }
 
-    /// Brings up to date who listens in the pod, if it is time.
-    pub fn look(&mut self, attached: &mut Attached) {
+    /// Brings up to date what changes in the pod without a word, if it is time.
+    pub fn look(&mut self, attached: &mut Attached, pod: &Cgroup, steering: &Steering) {
         if self.is_ours(attached) {
-            attached.look(&mut self.tables);
+            attached.look(&mut self.tables, pod, steering);
         }
     }
 

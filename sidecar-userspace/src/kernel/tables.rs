@@ -1,5 +1,6 @@
 //! What userspace writes into the shared maps, and reads from them, for one workload.
 
+mod denials;
 pub mod rules;
 mod written;
 

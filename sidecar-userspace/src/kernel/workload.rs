@@ -2,7 +2,7 @@
 //! for a sidecar that runs as root and attaches itself, and for the node's agent, which attaches for others; they differ
 //! in who holds it.
 
-use std::{net::SocketAddr, path::Path};
+use std::{io, net::SocketAddr, path::Path};
 
 use aya::Ebpf;
 use rustix::net::getsockname;
@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use super::{
     adopt,
     attach::AttachError,
+    egress::Egress,
     exclusion,
     links::Links,
     listening::{Look, monotonic_ns},
@@ -79,6 +80,10 @@ pub struct Attached {
     look: Option<Look>,
     /// Cgroups of the workload whose processes are left alone.
     excluded: Vec<Cgroup>,
+    /// Where the proxy runs, as far as this agent knows.
+    proxy: Option<Cgroup>,
+    /// What enforces rules for destinations.
+    egress: Egress,
 }
 
 impl Attached {
@@ -104,6 +109,15 @@ impl Attached {
             tables.own_namespace(netns, pins.slot)?;
         }
         let mut links = Links::attach(shared, subject.application, subject.proxy)?;
+        let mut egress = Egress::new((lasting != Lasting::Nothing).then_some(&*pins.directory));
+        let left_alone = [subject.proxy.clone()];
+        egress.prepare(
+            shared,
+            subject.application,
+            &left_alone,
+            || subject.namespace.try_clone(),
+            subject.steering,
+        )?;
         links.attach_lookup(lookup.unwrap_or(shared), subject.namespace)?;
         if lasting != Lasting::Nothing {
             links.pin_lasting(&pins.directory)?;
@@ -121,6 +135,8 @@ impl Attached {
             own_namespace: lasting == Lasting::Everything,
             look: None,
             excluded: Vec::new(),
+            proxy: Some(subject.proxy.clone()),
+            egress,
         })
     }
 
@@ -128,6 +144,7 @@ impl Attached {
     pub fn adopt(pins: WorkloadPins, tables: &Tables) -> Result<Self, AttachError> {
         let entry = tables.workload(pins.slot)?;
         Ok(Self {
+            egress: Egress::new(Some(&pins.directory)),
             pins,
             links: Links::default(),
             enrolment: entry.enrolment,
@@ -135,6 +152,7 @@ impl Attached {
             own_namespace: true,
             look: None,
             excluded: Vec::new(),
+            proxy: None,
         })
     }
 
@@ -148,6 +166,8 @@ impl Attached {
             own_namespace: true,
             look: None,
             excluded: Vec::new(),
+            proxy: None,
+            egress: Egress::default(),
         }
     }
 
@@ -211,12 +231,21 @@ impl Attached {
     /// The same workload has another proxy now, or the same one again.
     pub fn hand_over(
         &mut self,
+        bpf: &mut Ebpf,
         tables: &mut Tables,
         subject: &Subject<'_>,
         outbound_port: u16,
         listeners: Listening<'_>,
         reach: &Reach,
     ) -> Result<(), AttachError> {
+        self.proxy = Some(subject.proxy.clone());
+        self.egress.prepare(
+            bpf,
+            subject.application,
+            &left_alone(&self.excluded, self.proxy.as_ref()),
+            || subject.namespace.try_clone(),
+            subject.steering,
+        )?;
         let proxy = role(self.pins.slot, self.enrolment, ROLE_PROXY);
         tables.set_cgroup(subject.proxy.id()?, proxy)?;
         self.exclude(
@@ -225,7 +254,9 @@ impl Attached {
             &subject.steering.exclude_cgroups,
         )?;
         self.point(tables, subject, listeners)?;
-        self.set_entry(tables, subject.steering, outbound_port, reach)
+        self.set_entry(tables, subject.steering, outbound_port, reach)?;
+        self.egress.finish(subject.steering);
+        Ok(())
     }
 
     /// Whose listeners the workload's connections go to, and by which rules.
@@ -261,7 +292,7 @@ impl Attached {
                 warn!(%error, "who listens cannot be seen: closed ports are captured like open ones");
             }
         }
-        self.look(tables);
+        self.look_at_listeners(tables);
     }
 
     /// Whether cgroups are excluded, as far as this agent knows.
@@ -282,23 +313,57 @@ impl Attached {
     }
 
     /// Brings up to date who listens in the workload's own namespace, if it is time.
-    pub fn look(&mut self, tables: &mut Tables) {
+    fn look_at_listeners(&mut self, tables: &mut Tables) {
         if let Some(look) = &mut self.look {
             look.take(tables, &self.excluded);
         }
     }
 
+    /// Brings up to date what changes without a word, where it is time: who listens in the workload's own namespace, and what
+    /// its rules for destinations depend on.
+    pub fn look(&mut self, tables: &mut Tables, application: &Cgroup, steering: &Steering) {
+        self.look_at_listeners(tables);
+        let left_alone = left_alone(&self.excluded, self.proxy.as_ref());
+        if let Some(rules) = self.egress.look(application, &left_alone, steering)
+            && let Err(error) = tables.set_rules(self.pins.slot, &rules)
+        {
+            warn!(workload = steering.name, %error, "outbound.deny cannot be enforced");
+        }
+    }
+
+    /// Why packet sockets of the application are not kept from sending past rules for destinations, if so.
+    pub fn unguarded(&self) -> Option<&str> {
+        self.egress.unguarded()
+    }
+
     /// Follows a new configuration.
     pub fn reload(
         &mut self,
+        bpf: &mut Ebpf,
         tables: &mut Tables,
+        application: &Cgroup,
         steering: &Steering,
         reach: &Reach,
     ) -> Result<(), AttachError> {
+        let Self {
+            egress,
+            look,
+            own_namespace,
+            ..
+        } = self;
+        let namespace = || match (own_namespace, look) {
+            (true, Some(look)) => look.namespace(),
+            (true, None) => Err(io::ErrorKind::NotConnected.into()),
+            (false, _) => Namespace::own(),
+        };
+        let left_alone = left_alone(&self.excluded, self.proxy.as_ref());
+        egress.prepare(bpf, application, &left_alone, namespace, steering)?;
         let slot = self.pins.slot;
         tables.set_rules(slot, steering)?;
         let port = tables.workload(slot)?.outbound_port;
-        self.set_entry(tables, steering, port, reach)
+        self.set_entry(tables, steering, port, reach)?;
+        self.egress.finish(steering);
+        Ok(())
     }
 
     fn set_entry(
@@ -329,6 +394,11 @@ impl Attached {
         tables.clear(pins.slot);
         Ok(())
     }
+}
+
+/// Cgroups below the application's whose processes are none of it.
+fn left_alone(excluded: &[Cgroup], proxy: Option<&Cgroup>) -> Vec<Cgroup> {
+    excluded.iter().chain(proxy).cloned().collect()
 }
 
 fn role(workload: u32, enrolment: u64, role: u32) -> CgroupEntry {

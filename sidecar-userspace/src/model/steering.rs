@@ -44,6 +44,9 @@ pub struct Steering {
     pub outbound_exclude_cidrs: Vec<Cidr>,
     #[serde(default)]
     pub outbound_deny: Vec<EgressRule>,
+    /// Exceptions. An agent that does not know them denies more.
+    #[serde(default)]
+    pub outbound_allow: Vec<EgressRule>,
     #[serde(default)]
     pub redirect: Redirect,
     /// Cgroups below the workload's whose processes are left alone.
@@ -82,7 +85,8 @@ impl From<&Snapshot> for Steering {
             probe_ports: snapshot.inbound.probe_ports.clone(),
             outbound_exclude_ports: snapshot.outbound.exclude_ports.clone(),
             outbound_exclude_cidrs: snapshot.outbound.exclude_cidrs.clone(),
-            outbound_deny: snapshot.outbound.deny.clone(),
+            outbound_deny: snapshot.outbound.egress.deny.clone(),
+            outbound_allow: snapshot.outbound.egress.allow.clone(),
             redirect: snapshot.redirect.clone(),
             exclude_cgroups: snapshot.workload.exclude_cgroups.clone(),
         }
@@ -111,9 +115,11 @@ impl Steering {
             + self.probe_ports.as_ref().map_or(0, BTreeSet::len)
             + self.outbound_exclude_ports.len()
             + 2 * self.redirect.exclude_ports.len();
-        let denials = self.outbound_deny.iter().map(|rule| {
+        let rules = self.outbound_deny.iter().chain(&self.outbound_allow);
+        let denials = rules.map(|rule| {
             let ranges = rule.cidrs.len().max(2);
-            ranges.saturating_mul(rule.ports.len().max(1))
+            let ports = ranges.saturating_mul(rule.ports.len().max(1));
+            ports.saturating_mul(rule.protocols.len().max(1))
         });
         let denials = denials.fold(0, usize::saturating_add);
         for (what, count, most) in [
@@ -123,7 +129,11 @@ impl Steering {
                 self.outbound_exclude_cidrs.len(),
                 MAX_RULES,
             ),
-            ("denied combinations of range and port", denials, MAX_RULES),
+            (
+                "denied combinations of range, port and protocol",
+                denials,
+                MAX_RULES,
+            ),
             (
                 "patterns for cgroups",
                 self.exclude_cgroups.len(),
@@ -143,21 +153,28 @@ impl Steering {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::IpProtocol;
 
     #[test]
     fn what_is_sent_is_what_arrives() {
         let mut snapshot = Snapshot::builtin();
         snapshot.outbound.exclude_cidrs = vec!["10.0.0.0/8".parse().unwrap()];
-        snapshot.outbound.deny = vec![EgressRule {
+        snapshot.outbound.egress.deny = vec![EgressRule {
             name: "mail".into(),
             cidrs: vec!["::/0".parse().unwrap()],
             ports: [25].into(),
+            protocols: [IpProtocol::TCP].into(),
         }];
         snapshot.workload.exclude_cgroups = vec![CgroupPattern::new("jobs/*").unwrap()];
         let steering = Steering::from(&snapshot);
         let text = serde_json::to_string(&steering).unwrap();
         assert_eq!(serde_json::from_str::<Steering>(&text).unwrap(), steering);
         assert_eq!(steering.check(), Ok(()));
+        // Of a sidecar that knows no protocols: the rule means all.
+        let older = text.replace(r#","protocols":[6]"#, "");
+        assert_ne!(older, text);
+        let older = serde_json::from_str::<Steering>(&older).unwrap();
+        assert!(older.outbound_deny[0].protocols.is_empty());
         // What an older version does not know is no error, what no version could mean is one.
         let newer = text.replacen('{', r#"{"later": 1, "#, 1);
         assert_eq!(serde_json::from_str::<Steering>(&newer).unwrap(), steering);
@@ -180,6 +197,7 @@ mod tests {
             name: "all".into(),
             cidrs: vec!["::/0".parse().unwrap(); 100],
             ports: (1..=1000).collect(),
+            protocols: [].into(),
         }];
         assert!(greedy.check().unwrap_err().contains("denied"));
         for name in ["", "../../etc", "a/b", "a\nb", &"x".repeat(254)] {

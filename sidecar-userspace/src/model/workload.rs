@@ -2,13 +2,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
+    net::SocketAddr,
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cidr, Level, Mtls, Protocol, UnknownDestination, cgroup::CgroupPattern};
+use super::{
+    Cidr, Egress, EgressRule, IpProtocol, Level, Mtls, Protocol, UnknownDestination,
+    cgroup::CgroupPattern,
+};
 
 /// Who the sidecar speaks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,8 +26,8 @@ pub struct Workload {
 pub struct Outbound {
     /// What to do with a destination that no service claims.
     pub unknown: UnknownDestination,
-    /// Destinations that are refused, by the kernel half at `connect`.
-    pub deny: Vec<EgressRule>,
+    /// Destinations that are refused, by the kernel half.
+    pub egress: Egress,
     /// Destinations that the kernel leaves alone.
     pub exclude_cidrs: Vec<Cidr>,
     /// Destination ports that the kernel leaves alone.
@@ -34,60 +36,10 @@ pub struct Outbound {
     pub ports: BTreeMap<u16, Protocol>,
 }
 
-/// Destinations that the workload may not reach. Loopback is never meant.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EgressRule {
-    pub name: Arc<str>,
-    /// Empty: every address.
-    pub cidrs: Vec<Cidr>,
-    /// Empty: every port.
-    pub ports: BTreeSet<u16>,
-}
-
-impl EgressRule {
-    /// `destination`: not v4-mapped.
-    pub fn denies(&self, destination: SocketAddr) -> bool {
-        let ip = destination.ip();
-        !ip.is_loopback()
-            && !ip.is_unspecified()
-            && (self.cidrs.is_empty() || self.cidrs.iter().any(|cidr| cidr.contains(ip)))
-            && (self.ports.is_empty() || self.ports.contains(&destination.port()))
-    }
-
-    /// The ports as the kernel half has them: 0 for every port.
-    pub fn kernel_ports(&self) -> Vec<u16> {
-        match self.ports.is_empty() {
-            true => vec![0],
-            false => self.ports.iter().copied().collect(),
-        }
-    }
-
-    /// The ranges, with both families where none is named.
-    pub fn kernel_cidrs(&self) -> Vec<Cidr> {
-        if !self.cidrs.is_empty() {
-            return self.cidrs.clone();
-        }
-        let every = [IpAddr::from([0_u8; 4]), IpAddr::from([0_u8; 16])];
-        every
-            .into_iter()
-            .filter_map(|ip| Cidr::new(ip, 0))
-            .collect()
-    }
-}
-
 impl Outbound {
-    /// The rule that denies `destination`: as in the kernel half, the one for its port, and the longest range.
+    /// The rule that denies a TCP connection to `destination`.
     pub fn denied_by(&self, destination: SocketAddr) -> Option<&EgressRule> {
-        let denying = self.deny.iter().filter(|rule| rule.denies(destination));
-        let longest = |rule: &EgressRule| {
-            let around = rule
-                .cidrs
-                .iter()
-                .filter(|cidr| cidr.contains(destination.ip()));
-            around.map(Cidr::prefix_bits).max().unwrap_or(0)
-        };
-        // Of equals `min_by_key` gives the first.
-        denying.min_by_key(|rule| (rule.ports.is_empty(), u8::MAX - longest(rule)))
+        self.egress.denied_by(destination, IpProtocol::TCP)
     }
 }
 
@@ -105,7 +57,7 @@ impl Default for Outbound {
     fn default() -> Self {
         Self {
             unknown: UnknownDestination::Passthrough,
-            deny: Vec::new(),
+            egress: Egress::default(),
             exclude_cidrs: Vec::new(),
             exclude_ports: BTreeSet::new(),
             ports: BTreeMap::new(),
@@ -207,40 +159,4 @@ pub enum FailRule {
     Closed,
     /// Bypass the proxy.
     Open,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_rule_for_the_port_and_the_longest_range_denies() {
-        let rule = |name: &str, cidrs: &[&str], ports: &[u16]| EgressRule {
-            name: name.into(),
-            cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
-            ports: ports.iter().copied().collect(),
-        };
-        let outbound = Outbound {
-            deny: vec![
-                rule("wide", &["10.0.0.0/8"], &[]),
-                rule("narrow", &["10.1.0.0/16"], &[]),
-                rule("mail", &[], &[25]),
-                rule("six", &["::/0"], &[]),
-            ],
-            ..Outbound::default()
-        };
-        for (destination, wanted) in [
-            ("10.2.0.1:80", Some("wide")),
-            ("10.1.0.1:80", Some("narrow")),
-            ("10.1.0.1:25", Some("mail")),
-            ("192.0.2.1:25", Some("mail")),
-            ("192.0.2.1:80", None),
-            ("[2001:db8::1]:80", Some("six")),
-            ("127.0.0.1:25", None),
-            ("[::1]:25", None),
-        ] {
-            let found = outbound.denied_by(destination.parse().unwrap());
-            assert_eq!(found.map(|rule| &*rule.name), wanted, "{destination}");
-        }
-    }
 }

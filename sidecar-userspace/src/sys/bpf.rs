@@ -25,6 +25,18 @@ const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_GET_NEXT_ID: libc::c_int = 31;
 
+/// `BPF_CGROUP_INET_EGRESS`
+pub const INET_EGRESS: u32 = 1;
+/// `BPF_CGROUP_INET4_CONNECT`
+pub const INET4_CONNECT: u32 = 10;
+/// `BPF_CGROUP_INET6_CONNECT`
+pub const INET6_CONNECT: u32 = 11;
+/// `BPF_CGROUP_UDP4_SENDMSG`
+pub const UDP4_SENDMSG: u32 = 14;
+/// `BPF_CGROUP_UDP6_SENDMSG`
+pub const UDP6_SENDMSG: u32 = 15;
+/// `BPF_TCX_EGRESS`
+pub const TCX_EGRESS: u32 = 47;
 /// `BPF_CGROUP_GETSOCKOPT`
 pub const GETSOCKOPT: u32 = 21;
 /// `BPF_CGROUP_SETSOCKOPT`
@@ -119,6 +131,22 @@ struct LinkInfo {
 struct ProgramInfo {
     kind: u32,
     id: u32,
+}
+
+/// Attaches a program to an interface of the calling thread's network namespace, from Linux 6.6 on (`EINVAL` before).
+pub fn link_to_interface(
+    program: &impl AsFd,
+    interface: u32,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    let attributes = LinkCreate {
+        program: number(program),
+        target: interface,
+        attach_type,
+        flags: 0,
+    };
+    // SAFETY: the command takes these attributes and makes a descriptor.
+    unsafe { descriptor(call(BPF_LINK_CREATE, attributes)) }
 }
 
 /// Attaches a program to a cgroup; it stays attached while the link is open or pinned.

@@ -6,38 +6,19 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, OwnedFd},
-    thread,
 };
 
-use rustix::{
-    net::{
-        AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send,
-        socket_with,
-    },
-    thread::{LinkNameSpaceType, move_into_link_name_space},
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
 };
+
+use super::netns::{Namespace, within};
 
 const SOCK_DESTROY: u16 = 21;
 /// `NLM_F_REQUEST | NLM_F_ACK`
 const FLAGS: u16 = 1 | 4;
 const NLMSG_ERROR: u16 = 2;
 const IPPROTO_TCP: u8 = 6;
-
-/// Runs `work` in a network namespace, on a thread of its own, which never comes back from there.
-fn within<T: Send>(
-    namespace: &impl AsFd,
-    work: impl FnOnce() -> io::Result<T> + Send,
-) -> io::Result<T> {
-    let namespace = namespace.as_fd();
-    thread::scope(|scope| {
-        let work = scope.spawn(move || {
-            move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))?;
-            work()
-        });
-        let panicked = |_| Err(io::Error::other("the thread panicked"));
-        work.join().unwrap_or_else(panicked)
-    })
-}
 
 fn open() -> io::Result<OwnedFd> {
     let kind = netlink::SOCK_DIAG;
@@ -80,6 +61,10 @@ impl Diag {
     /// For the network namespace `namespace`.
     pub fn new(namespace: &impl AsFd) -> io::Result<Self> {
         within(namespace, open).map(Self)
+    }
+
+    pub fn namespace(&self) -> io::Result<Namespace> {
+        Namespace::of_socket(&self.0)
     }
 
     /// Every TCP listener. Fails with `QuotaExceeded` if there are more than `most`; after other errors it is of no use any more.

@@ -2,6 +2,7 @@
 //! `bpf`, `memory`, `mount`, `netns` and `sockopt`.
 
 pub mod bpf;
+pub mod capability;
 pub mod cgroup;
 pub mod cgroupns;
 pub mod diag;

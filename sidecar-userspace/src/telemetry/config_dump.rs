@@ -6,8 +6,8 @@ use crate::{
     connection::accept::Places,
     lifecycle::memory::MemoryPlan,
     model::{
-        Cidr, Endpoint, EndpointAddress, HostMatch, PathMatch, Protocol, Route, Service, Snapshot,
-        Timeouts,
+        Cidr, EgressRule, Endpoint, EndpointAddress, HostMatch, PathMatch, Protocol, Route,
+        Service, Snapshot, Timeouts,
     },
     policy::{Policy, PolicySet},
 };
@@ -35,9 +35,8 @@ pub fn config_dump(snapshot: &Snapshot, memory: &MemoryPlan, places: &Places) ->
         },
         "outbound": {
             "unknown": format!("{:?}", outbound.unknown),
-            "deny": outbound.deny.iter().map(|rule| json!({
-                "name": rule.name.as_ref(), "cidrs": texts(&rule.cidrs), "ports": rule.ports,
-            })).collect::<Value>(),
+            "deny": egress_rules(&outbound.egress.deny),
+            "allow": egress_rules(&outbound.egress.allow),
             "exclude_cidrs": texts(&outbound.exclude_cidrs),
             "exclude_ports": outbound.exclude_ports,
             "ports": outbound.ports.iter()
@@ -196,6 +195,17 @@ fn route(route: &Route) -> Value {
             })).collect::<Value>(),
         })).collect::<Value>(),
     })
+}
+
+fn egress_rules(rules: &[EgressRule]) -> Value {
+    let rule = |rule: &EgressRule| {
+        let protocols = rule.protocols.iter().map(ToString::to_string);
+        json!({
+            "name": rule.name.as_ref(), "cidrs": texts(&rule.cidrs), "ports": rule.ports,
+            "protocols": protocols.collect::<Vec<_>>(),
+        })
+    };
+    rules.iter().map(rule).collect()
 }
 
 fn texts(ranges: &[Cidr]) -> Vec<String> {

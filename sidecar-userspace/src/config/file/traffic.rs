@@ -8,7 +8,7 @@ use crate::{
         scalar::{Marked, Setting},
         value::{Name, Port},
     },
-    model::{Cidr, InboundCapture, Mtls, Protocol, UnknownDestination},
+    model::{Cidr, InboundCapture, IpProtocol, Mtls, Protocol, UnknownDestination},
 };
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -17,8 +17,12 @@ pub struct Outbound {
     /// What to do with a destination that no service claims: `passthrough` dials the address that the
     /// application asked for, `registryOnly` resets the connection.
     pub unknown: Option<Setting<UnknownDestination>>,
-    /// Destinations that are refused: in the kernel, where `connect` fails with EPERM. TCP only, and never loopback.
+    /// Destinations that are refused: in the kernel, where `connect` and `send` fail with EPERM. All IP traffic, whatever the
+    /// protocol, but never loopback. While there are rules, packet sockets of the application send nothing.
     pub deny: Option<Vec<EgressRule>>,
+    /// Exceptions from `deny`. Each is one from the rules that are wider than it: its range is within theirs, and it names
+    /// ports, or protocols, where they do.
+    pub allow: Option<Vec<EgressRule>>,
     /// Destinations that are not steered to the sidecar.
     pub exclude: Option<OutboundExclude>,
     /// Protocols declared for destination ports, whatever the address. Others are declared by a service or
@@ -31,10 +35,12 @@ pub struct Outbound {
 pub struct EgressRule {
     /// Required, and not that of another rule: it stands in the log.
     pub name: Setting<Name>,
-    /// Addresses and ranges of addresses. Absent: every address. One of the two lists is required.
+    /// Addresses and ranges of addresses. Absent: every address. One of the three lists is required.
     pub cidrs: Option<Marked<Vec<Setting<Cidr>>>>,
-    /// Destination ports. Absent: every port.
+    /// Destination ports. Absent: every port, and protocols without ports.
     pub ports: Option<Marked<Vec<Setting<Port>>>>,
+    /// Protocols on top of IP. Absent: every one.
+    pub protocols: Option<Marked<Vec<Setting<IpProtocol>>>>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]

@@ -3,6 +3,7 @@
 //! Nothing here stops at the first mistake: a value that is wrong is noted and replaced by its default, so that
 //! the rest can be judged too, and the snapshot is dropped in the end.
 
+mod egress;
 mod identity;
 mod jwt;
 mod policy;
@@ -106,7 +107,7 @@ fn outbound(report: &mut Report, snapshot: &mut Snapshot, file: file::traffic::O
     let outbound = &mut snapshot.outbound;
     let exclude = file.exclude.unwrap_or_default();
     report.set(&mut outbound.unknown, file.unknown);
-    outbound.deny = policy::egress(report, file.deny.unwrap_or_default());
+    outbound.egress = egress::compile(report, file.deny, file.allow);
     outbound.exclude_cidrs = report.values(exclude.cidrs);
     outbound.exclude_ports = report.values(exclude.ports).into_iter().collect();
     outbound.ports = report.ports(file.ports, &outbound.exclude_ports);

@@ -1,16 +1,13 @@
 //! Policies: each can be told from the others, and none matches everything by mistake.
 
-use std::collections::BTreeSet;
-
 use super::{Report, Unique};
 use crate::{
     config::{
         error::Mark,
-        file::{authorization as file, traffic},
+        file::authorization as file,
         scalar::{Marked, Scalar, Setting},
-        value::Port,
     },
-    model::{Authorization, Cidr, EgressRule},
+    model::Authorization,
     policy::{
         self, Action, Condition, DEFAULT, Operation, Policy, PolicySet, Posture, Rule, Source,
         attribute::Attribute,
@@ -33,33 +30,6 @@ pub(super) fn compile(report: &mut Report, file: file::Authorization) -> Authori
         }
     }
     authorization
-}
-
-/// Rules for destinations.
-pub(super) fn egress(report: &mut Report, files: Vec<traffic::EgressRule>) -> Vec<EgressRule> {
-    let mut names = Unique::default();
-    let mut rules = Vec::new();
-    for file in files {
-        let mark = file.name.mark;
-        let before = report.errors.len();
-        let name = report.value(file.name).unwrap_or_default();
-        if !name.is_empty() {
-            let taken = || ("a name that no other rule has", name.clone());
-            names.claim(report, name.clone(), mark, taken);
-        }
-        let cidrs: Vec<Cidr> = values(report, file.cidrs);
-        let ports: BTreeSet<u16> = values::<Port>(report, file.ports).into_iter().collect();
-        if cidrs.is_empty() && ports.is_empty() && report.errors.len() == before {
-            report.expected(mark, "cidrs or ports beside the name", &name);
-        }
-        report.within_bound(mark, cidrs.len().max(1).saturating_mul(ports.len().max(1)));
-        rules.push(EgressRule {
-            name: name.into(),
-            cidrs,
-            ports,
-        });
-    }
-    rules
 }
 
 fn section(

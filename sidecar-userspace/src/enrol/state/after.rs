@@ -59,7 +59,8 @@ impl State {
             }
         }
         for pod in self.pods.values_mut() {
-            self.node.look(&mut pod.attached);
+            self.node
+                .look(&mut pod.attached, &pod.cgroup, &pod.steering);
         }
         self.node.make_ahead(self.pods.len());
         if self.garbage_since.elapsed() > COLLECT_EVERY {

@@ -1,9 +1,9 @@
 //! The rules of a workload: what its configuration says of ports and addresses, as entries of the shared maps.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr},
 };
 
 use aya::{
@@ -17,15 +17,17 @@ use sidecar_common::{
     address::Ip,
     names,
     settings::{
-        CAPTURE_LISTED, CAPTURE_NAMESPACE, CAPTURE_WORKLOAD, CIDR_EXCLUDE, CidrTarget, DenyTarget,
-        INBOUND, OUTBOUND, PORT_CAPTURE, PORT_EXCLUDE, PORT_NO_REDIRECT, PORT_PROBE, PortKey,
-        WORKLOAD_ADAPTIVE, WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, WORKLOAD_PROBES_LISTED,
-        Workload,
+        CAPTURE_LISTED, CAPTURE_NAMESPACE, CAPTURE_WORKLOAD, CIDR_EXCLUDE, CidrTarget, INBOUND,
+        OUTBOUND, PORT_CAPTURE, PORT_EXCLUDE, PORT_NO_REDIRECT, PORT_PROBE, PortKey,
+        WORKLOAD_ADAPTIVE, WORKLOAD_DENIES, WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED,
+        WORKLOAD_PROBES_LISTED, Workload,
     },
 };
 
 use super::{
-    ANY, Tables, of,
+    ANY, Tables,
+    denials::denials,
+    of,
     written::{OfWorkload, RuleKey, Rules},
 };
 use crate::{
@@ -33,7 +35,7 @@ use crate::{
         load::LoadError,
         proof::{Proof, Reach},
     },
-    model::{Cidr, EgressRule, FailRule, InboundCapture, Steering},
+    model::{Cidr, FailRule, InboundCapture, Steering},
 };
 
 impl Tables {
@@ -147,7 +149,9 @@ fn rules(slot: u32, steering: &Steering) -> OfWorkload {
         cidrs: exclusions(slot, &steering.outbound_exclude_cidrs)
             .into_iter()
             .collect(),
-        denials: denials(slot, &steering.outbound_deny).into_iter().collect(),
+        denials: denials(slot, &steering.outbound_deny, &steering.outbound_allow)
+            .into_iter()
+            .collect(),
     }
 }
 
@@ -173,6 +177,7 @@ pub fn workload_entry(
         flags: WORKLOAD_ENROLLED
             | level.flags()
             | flag(steering.redirect.adaptive, WORKLOAD_ADAPTIVE)
+            | flag(!steering.outbound_deny.is_empty(), WORKLOAD_DENIES)
             | flag(steering.probe_ports.is_some(), WORKLOAD_PROBES_LISTED)
             | flag(steering.fail_rule == FailRule::Closed, WORKLOAD_FAIL_CLOSED),
         credit_bytes: steering.redirect.credit_bytes,
@@ -245,36 +250,8 @@ fn exclusions(slot: u32, cidrs: &[Cidr]) -> Vec<(Key<CidrTarget>, u32)> {
     cidrs.iter().map(entry).collect()
 }
 
-/// The entries for `rules`. Of rules for the same port and range the first one counts.
-fn denials(slot: u32, rules: &[EgressRule]) -> Vec<(Key<DenyTarget>, u32)> {
-    let mut entries: BTreeMap<(u16, u32, [u8; 16]), u32> = BTreeMap::new();
-    for (rule, number) in rules.iter().zip(1..) {
-        for port in rule.kernel_ports() {
-            for cidr in &rule.kernel_cidrs() {
-                let (bits, ip) = mapped(cidr);
-                entries.entry((port, bits, ip.octets())).or_insert(number);
-            }
-        }
-    }
-    // A range of IPv6 that IPv4's place in it is part of does not mean IPv4.
-    let ports: BTreeSet<u16> = entries.keys().map(|(port, ..)| *port).collect();
-    for port in ports {
-        let v4 = Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().octets();
-        entries.entry((port, 96, v4)).or_insert(0);
-    }
-    let key = |((port, bits, ip), number): ((u16, u32, [u8; 16]), u32)| {
-        let target = DenyTarget {
-            workload: slot,
-            port: u32::from(port),
-            ip: Ip::from(IpAddr::from(ip)),
-        };
-        (Key::new(64 + bits, target), number)
-    };
-    entries.into_iter().map(key).collect()
-}
-
 /// The length of a range's prefix, and its address, in IPv6, of which IPv4 has a part.
-fn mapped(cidr: &Cidr) -> (u32, Ipv6Addr) {
+pub(super) fn mapped(cidr: &Cidr) -> (u32, Ipv6Addr) {
     let bits = u32::from(cidr.prefix_bits());
     match cidr.address() {
         IpAddr::V4(v4) => (96 + bits, v4.to_ipv6_mapped()),
@@ -284,6 +261,8 @@ fn mapped(cidr: &Cidr) -> (u32, Ipv6Addr) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::model::Snapshot;
 

@@ -52,12 +52,15 @@ impl RuleKey for Key<CidrTarget> {
 }
 
 impl RuleKey for Key<DenyTarget> {
-    type Order = (u32, u32, [u32; 4]);
+    type Order = (u32, u16, u16, [u32; 4]);
     fn slot(&self) -> u32 {
         self.data().workload
     }
     fn order(&self) -> Self::Order {
-        (self.prefix_len(), self.data().port, self.data().ip.0)
+        let DenyTarget {
+            port, protocol, ip, ..
+        } = self.data();
+        (self.prefix_len(), port, protocol, ip.0)
     }
 }
 
@@ -128,7 +131,7 @@ impl OfWorkload {
 const KINDS: [&str; 3] = [
     "port rules",
     "excluded ranges",
-    "denied combinations of range and port",
+    "denied combinations of range, port and protocol",
 ];
 
 /// The workload asks for more than there is room for.

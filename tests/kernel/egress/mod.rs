@@ -1,4 +1,7 @@
-//! What a workload may not reach: `connect` fails with EPERM, and the log says who, where and why.
+//! What a workload may not reach: `connect` fails with EPERM, and the log says who, where and why; so does whatever else it sends.
+
+mod packets;
+mod rules;
 
 use std::time::Duration;
 
