@@ -86,6 +86,9 @@ pub const WORKLOAD_DENIES: u32 = 512;
 /// Destinations that no service claims may be reached: link-local ones, which cannot be steered, may be left alone.
 pub const WORKLOAD_PASSES_UNKNOWN: u32 = 1024;
 
+/// The kubelet's connections pass to the ports with `PORT_PROBE` only, not to all.
+pub const WORKLOAD_PROBES_LISTED: u32 = 2048;
+
 /// Inbound: every port on which the workload listens.
 pub const CAPTURE_WORKLOAD: u16 = 1;
 /// Inbound: ports with `PORT_CAPTURE` only.
@@ -111,6 +114,8 @@ pub const INBOUND: u16 = 2;
 pub const PORT_EXCLUDE: u32 = 1;
 pub const PORT_NO_REDIRECT: u32 = 2;
 pub const PORT_CAPTURE: u32 = 4;
+/// The kubelet may ask the application there; see [`WORKLOAD_PROBES_LISTED`].
+pub const PORT_PROBE: u32 = 8;
 
 /// What a destination range is matched by, most significant first: prefix length = 32 + bits of the v6 form.
 #[repr(C)]

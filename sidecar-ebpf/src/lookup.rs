@@ -5,7 +5,9 @@ use sidecar_common::{
     address::Address,
     flow::{FlowKey, Rendezvous},
     record::{Counter, EVENT_INBOUND_REFUSED},
-    settings::{INBOUND, LISTENING_EXCLUDED, ListeningKey, Workload},
+    settings::{
+        INBOUND, LISTENING_EXCLUDED, ListeningKey, PORT_PROBE, WORKLOAD_PROBES_LISTED, Workload,
+    },
 };
 use sidecar_ebpf::decide::{self, Inbound, Port};
 
@@ -63,7 +65,8 @@ fn try_lookup(ctx: &SkLookupContext) -> Option<u32> {
     if verdict == Inbound::Leave {
         return None;
     }
-    if is_of_kubelet(local, remote) {
+    let probes = workload.flags & WORKLOAD_PROBES_LISTED == 0 || rule & PORT_PROBE != 0;
+    if probes && is_of_kubelet(local, remote) {
         count(id, Counter::KubeletProbe, 1);
         return Some(SK_PASS);
     }

@@ -42,6 +42,7 @@ struct OverInbound {
     /// With a capture of `listed`, these and no others; the file may say more of them.
     ports: Option<Vec<InboundPort>>,
     exclude: Option<PortExclude>,
+    probe_ports: Option<Vec<Setting<Port>>>,
 }
 
 /// # Errors
@@ -97,6 +98,7 @@ impl OverOutbound {
 
 impl OverInbound {
     fn put_over(self, base: &mut Inbound) {
+        replace(&mut base.probe_ports, self.probe_ports);
         let exclude = self.exclude.unwrap_or_default();
         let excluded = numbers(exclude.ports.as_ref());
         add(

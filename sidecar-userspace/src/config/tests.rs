@@ -78,6 +78,7 @@ fn every_setting_reaches_the_model() {
     let tunnel = false;
     assert_eq!(tls, Some(&ServiceTls::Mesh { identities, tunnel }));
     assert!(snapshot.inbound.exclude_ports.contains(&9100));
+    assert_eq!(snapshot.inbound.probe_ports, Some([8080].into()));
     assert!(!snapshot.redirect.enabled);
     assert_eq!(snapshot.redirect.credit_bytes, 64 * 1024);
     assert!(snapshot.redirect.exclude_ports.contains(&3306));
@@ -418,7 +419,7 @@ fn a_shape_that_is_wrong_is_explained() {
         ),
         (
             "inbound:\n  prots: []",
-            r#"f:2:3: expected one of the keys capture, mtls, ports, exclude (perhaps ports); found "prots""#,
+            r#"f:2:3: expected one of the keys capture, mtls, ports, exclude, probePorts (perhaps ports); found "prots""#,
         ),
         (
             "failRule: open\nfailRule: open",

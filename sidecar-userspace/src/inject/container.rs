@@ -1,6 +1,6 @@
 //! What is put into a pod: the sidecar's container and its volumes. It fulfils the `restricted` Pod Security Standard.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::{Map, Value, json};
 
@@ -51,6 +51,8 @@ pub struct Subject<'a> {
     /// `terminationGracePeriodSeconds`.
     pub grace: Option<Duration>,
     pub restarts: Restarts,
+    /// Where the pod has the kubelet ask itself.
+    pub probe_ports: BTreeSet<u16>,
 }
 
 impl Subject<'_> {
@@ -185,6 +187,7 @@ impl Subject<'_> {
             identity: self.identity(),
             grace: self.grace,
             restarts: self.restarts,
+            probe_ports: &self.probe_ports,
         };
         all.push(variable(
             "SIDECAR_SETTINGS",

@@ -6,6 +6,7 @@
 
 mod change;
 mod name;
+mod probes;
 mod reach;
 
 use std::sync::LazyLock;

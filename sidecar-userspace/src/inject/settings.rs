@@ -1,6 +1,6 @@
 //! What the sidecar of a pod is told, over the configuration that pods may share: `SIDECAR_SETTINGS`.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::{Map, Value, json};
 
@@ -31,6 +31,8 @@ pub struct About<'a> {
     /// `terminationGracePeriodSeconds`.
     pub grace: Option<Duration>,
     pub restarts: Restarts,
+    /// Where the pod has the kubelet ask itself.
+    pub probe_ports: &'a BTreeSet<u16>,
 }
 
 /// Whether containers of the pod come after others have ended, and the sidecar may thus be alone in between.
@@ -106,9 +108,7 @@ pub fn text(about: &About<'_>, wishes: &Wishes) -> String {
     if let Some(outbound) = outbound(wishes) {
         all["outbound"] = outbound;
     }
-    if let Some(inbound) = inbound(wishes) {
-        all["inbound"] = inbound;
-    }
+    all["inbound"] = inbound(wishes, about.probe_ports);
     yaml::write(&all)
 }
 
@@ -130,8 +130,9 @@ fn outbound(wishes: &Wishes) -> Option<Value> {
     (!exclude.is_empty()).then(|| json!({ "exclude": exclude }))
 }
 
-fn inbound(wishes: &Wishes) -> Option<Value> {
+fn inbound(wishes: &Wishes, probe_ports: &BTreeSet<u16>) -> Value {
     let mut inbound = Map::new();
+    inbound.insert("probePorts".to_owned(), json!(probe_ports));
     let excluded = &wishes.exclude_inbound_ports;
     if !excluded.is_empty() {
         inbound.insert("exclude".to_owned(), json!({ "ports": excluded }));
@@ -149,7 +150,7 @@ fn inbound(wishes: &Wishes) -> Option<Value> {
             inbound.insert("ports".to_owned(), json!(listed));
         }
     }
-    (!inbound.is_empty()).then(|| inbound.into())
+    inbound.into()
 }
 
 #[cfg(test)]
@@ -168,6 +169,7 @@ mod tests {
             identity,
             grace: grace.map(Duration::from_secs),
             restarts: Restarts::Always,
+            probe_ports: &BTreeSet::from([8080]),
         };
         let source = Source {
             settings: Some(text(&about, wishes)),
@@ -229,6 +231,7 @@ mod tests {
                 identity: &Identity::None,
                 grace: None,
                 restarts: Restarts::of(policy, containers),
+                probe_ports: &BTreeSet::new(),
             };
             let source = Source {
                 settings: Some(text(&about, &Wishes::default())),

@@ -36,6 +36,9 @@ pub struct Steering {
     pub inbound_ports: BTreeSet<u16>,
     #[serde(default)]
     pub inbound_exclude_ports: BTreeSet<u16>,
+    /// Where the kubelet may ask the application past the proxy; `None`: everywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe_ports: Option<BTreeSet<u16>>,
     #[serde(default)]
     pub outbound_exclude_ports: BTreeSet<u16>,
     #[serde(default)]
@@ -83,6 +86,7 @@ impl From<&Snapshot> for Steering {
             inbound_capture: snapshot.inbound.capture,
             inbound_ports: snapshot.inbound.ports.keys().copied().collect(),
             inbound_exclude_ports: exclude_ports(snapshot),
+            probe_ports: snapshot.inbound.probe_ports.clone(),
             outbound_exclude_ports: snapshot.outbound.exclude_ports.clone(),
             outbound_exclude_cidrs: snapshot.outbound.exclude_cidrs.clone(),
             outbound_deny: snapshot.outbound.egress.deny.clone(),
@@ -114,6 +118,7 @@ impl Steering {
         }
         let ports = self.inbound_ports.len()
             + self.inbound_exclude_ports.len()
+            + self.probe_ports.as_ref().map_or(0, BTreeSet::len)
             + self.outbound_exclude_ports.len()
             + 2 * self.redirect.exclude_ports.len();
         let rules = self.outbound_deny.iter().chain(&self.outbound_allow);

@@ -82,6 +82,8 @@ pub struct Inbound {
     pub capture: InboundCapture,
     pub ports: BTreeMap<u16, InboundPort>,
     pub exclude_ports: BTreeSet<u16>,
+    /// Where the kubelet may ask the application past the proxy; `None`: everywhere.
+    pub probe_ports: Option<BTreeSet<u16>>,
     /// For ports that say nothing of their own.
     pub mtls: Mtls,
 }
@@ -100,6 +102,7 @@ impl Default for Inbound {
             capture: InboundCapture::Workload,
             ports: BTreeMap::new(),
             exclude_ports: BTreeSet::new(),
+            probe_ports: None,
             mtls: Mtls::Disable,
         }
     }

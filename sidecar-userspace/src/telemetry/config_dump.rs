@@ -46,6 +46,7 @@ pub fn config_dump(snapshot: &Snapshot, memory: &MemoryPlan, places: &Places) ->
         "inbound": {
             "capture": format!("{:?}", inbound.capture),
             "exclude_ports": inbound.exclude_ports,
+            "probe_ports": inbound.probe_ports,
             "ports": inbound.ports.iter()
                 .map(|(port, declared)| (port.to_string(), protocol(declared.protocol).into()))
                 .collect::<serde_json::Map<_, _>>(),

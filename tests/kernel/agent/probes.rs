@@ -204,6 +204,30 @@ fn probes_of_both_families_reach_a_listener_of_both() {
     });
 }
 
+/// Another pod may have the kubelet ask anywhere: it gets to the application where the pod itself wants to be asked.
+#[test]
+fn the_kubelet_reaches_the_ports_that_the_pod_has_named() {
+    World::play(|world| {
+        let stage = Stage::new(world)?;
+        let named = Settings::default()
+            .set("lifecycle.exitWhenAlone", false)
+            .set("authorization.inbound.default", "deny")
+            .set("inbound.probePorts", serde_json::json!([8080]));
+        let c = Pod::enrolled(&stage.agent, "c", &named)?;
+        let _one = peers::nginx(&c.workload, c.v4(8080), stage.files.path(), "")?;
+        let other = tempfile::tempdir()?;
+        fs::write(other.path().join("healthz"), "fine")?;
+        let _two = peers::nginx(&c.workload, c.v4(8081), other.path(), "")?;
+        let probe = |port: u16| -> Result<bool> {
+            stage.probe(&stage.kubelet, &format!("http://{}/healthz", c.v4(port)))
+        };
+        ensure!(probe(8080)?, "the kubelet is refused where it may ask");
+        ensure!(!probe(8081)?, "it is let in everywhere");
+        ensure!(stage.agent.kernel_events("c", "kubelet_probe")? == 1);
+        Ok(())
+    });
+}
+
 /// One request from a port of its own; a reset ends the connection, so that the port is free at once. Arguments: own address, address.
 const FROM_ONE_PORT: &str = r#"
 import socket, struct, sys

@@ -87,6 +87,9 @@ pub struct Inbound {
     pub ports: Option<Vec<InboundPort>>,
     /// Ports that are not steered to the sidecar.
     pub exclude: Option<PortExclude>,
+    /// Ports at which the kubelet of the node may ask the application past the sidecar, for its probes and hooks cannot prove an
+    /// identity. Absent: every port. The injector writes those that the pod's own probes and hooks name.
+    pub probe_ports: Option<Vec<Setting<Port>>>,
 }
 
 /// A port of the workload.

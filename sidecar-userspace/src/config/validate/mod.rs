@@ -118,6 +118,8 @@ fn inbound(report: &mut Report, snapshot: &mut Snapshot, file: file::traffic::In
     let exclude = file.exclude.unwrap_or_default();
     let capture = report.set(&mut inbound.capture, file.capture);
     inbound.exclude_ports = report.values(exclude.ports).into_iter().collect();
+    let probes = file.probe_ports;
+    inbound.probe_ports = probes.map(|ports| report.values(Some(ports)).into_iter().collect());
     let mut ports = file.ports;
     let has_identity = snapshot.identity.is_some();
     let (general, mtls) = identity::inbound(report, file.mtls, &mut ports, has_identity);

@@ -56,6 +56,7 @@ impl Pod<'_> {
             namespace: self.namespace,
             grace: grace.and_then(Value::as_u64).map(Duration::from_secs),
             restarts,
+            probe_ports: self.probe_ports(),
         };
         let mut patch = self.marked(&subject);
         self.add_volumes(&subject, &mut patch)?;

@@ -60,6 +60,40 @@ fn a_pod_gets_a_sidecar() {
 }
 
 #[test]
+fn the_kubelet_may_ask_where_the_pod_says_and_nowhere_else() {
+    let pod = json!({
+        "metadata": { "name": "orders" },
+        "spec": {
+            "initContainers": [{ "name": "first", "startupProbe": { "tcpSocket": { "port": 7000 } } }],
+            "containers": [{
+                "name": "app",
+                "ports": [{ "name": "http", "containerPort": 8080 }, { "containerPort": 8081 }],
+                "livenessProbe": { "httpGet": { "port": "http", "host": "" } },
+                "readinessProbe": { "grpc": { "port": 9090 } },
+                "lifecycle": { "preStop": { "httpGet": { "port": "7001" } } },
+            }, {
+                "name": "hostile",
+                "livenessProbe": { "httpGet": { "port": 6379, "host": "10.0.0.1" } },
+                "readinessProbe": { "httpGet": { "port": "http" } },
+                "startupProbe": { "exec": { "command": ["true"] } },
+            }],
+        },
+    });
+    let injected = injected(&pod, &Defaults::default());
+    let containers = injected["spec"]["initContainers"].as_array().unwrap();
+    let sidecar = containers.iter().find(|c| c["name"] == "sidecar").unwrap();
+    let environment = sidecar["env"].as_array().unwrap();
+    let settings = environment.iter().find(|e| e["name"] == "SIDECAR_SETTINGS");
+    let source = crate::config::Source {
+        settings: settings.unwrap()["value"].as_str().map(str::to_owned),
+        ..Default::default()
+    };
+    let snapshot = source.load().unwrap_or_else(|error| panic!("{error}"));
+    let expected = [7000, 7001, 8080, 9090].into();
+    assert_eq!(snapshot.inbound.probe_ports, Some(expected));
+}
+
+#[test]
 fn an_older_cluster_gets_an_ordinary_container() {
     let defaults = Defaults {
         kind: Kind::Container,

@@ -18,9 +18,9 @@ use sidecar_common::{
     names,
     settings::{
         CAPTURE_LISTED, CAPTURE_NAMESPACE, CAPTURE_WORKLOAD, CIDR_EXCLUDE, CidrTarget, INBOUND,
-        OUTBOUND, PORT_CAPTURE, PORT_EXCLUDE, PORT_NO_REDIRECT, PortKey, WORKLOAD_ADAPTIVE,
-        WORKLOAD_DENIES, WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, WORKLOAD_PASSES_UNKNOWN,
-        Workload,
+        OUTBOUND, PORT_CAPTURE, PORT_EXCLUDE, PORT_NO_REDIRECT, PORT_PROBE, PortKey,
+        WORKLOAD_ADAPTIVE, WORKLOAD_DENIES, WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED,
+        WORKLOAD_PASSES_UNKNOWN, WORKLOAD_PROBES_LISTED, Workload,
     },
 };
 
@@ -178,6 +178,7 @@ pub fn workload_entry(
             | level.flags()
             | flag(steering.redirect.adaptive, WORKLOAD_ADAPTIVE)
             | flag(!steering.outbound_deny.is_empty(), WORKLOAD_DENIES)
+            | flag(steering.probe_ports.is_some(), WORKLOAD_PROBES_LISTED)
             | flag(steering.fail_rule == FailRule::Closed, WORKLOAD_FAIL_CLOSED)
             | flag(steering.outbound_passes_unknown, WORKLOAD_PASSES_UNKNOWN),
         credit_bytes: steering.redirect.credit_bytes,
@@ -227,6 +228,9 @@ fn port_rules(slot: u32, steering: &Steering) -> BTreeMap<Sorted, u32> {
         .inbound_ports
         .iter()
         .for_each(|port| add(INBOUND, *port, PORT_CAPTURE));
+    for port in steering.probe_ports.iter().flatten() {
+        add(INBOUND, *port, PORT_PROBE);
+    }
     for port in &steering.redirect.exclude_ports {
         add(OUTBOUND, *port, PORT_NO_REDIRECT);
         add(INBOUND, *port, PORT_NO_REDIRECT);
