@@ -51,7 +51,8 @@ impl FlowKey {
 }
 
 /// What a connecting socket leaves before its SYN for the socket that will be accepted, under the flow of that one.
-/// `HANDOVERS` has one for each connection within a workload, `PAIRINGS` for connections between workloads.
+/// `HANDOVERS` has one for each connection of an application to its proxy, `DIALS` for each of a proxy's own, `PAIRINGS` for connections
+/// between workloads.
 ///
 /// Written by the connecting socket under its lock, but for `LOCAL`; taken by the accepted one.
 #[repr(C)]
@@ -100,6 +101,22 @@ impl Rendezvous {
     }
 }
 
+/// A connection of the kubelet, under the flow of the socket that will be accepted. Written before its SYN.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct KubeletConnection {
+    /// Cookie of the kubelet's socket.
+    pub owner: u64,
+    /// When it began, in nanoseconds of the monotonic clock.
+    pub since_ns: u64,
+}
+
+impl KubeletConnection {
+    /// How long it may take to arrive: only its SYN is looked at, which is sent again after 1, 3 and 7 s. Addresses and ports mean
+    /// somebody else later.
+    pub const FRESH_NS: u64 = 10_000_000_000;
+}
+
 /// One end of a connection whose sockets are in `FLOWS`, as others may see it; keyed by its socket cookie. A socket
 /// writes its own entry, under its lock, except where a field says otherwise.
 #[repr(C)]
@@ -120,6 +137,8 @@ pub struct HalfFlow {
     pub received_bytes: u64,
     /// Bytes for this socket that went past it, to the application at the far end. Written by who sends them: for records.
     pub bypassed_bytes: u64,
+    /// Of the workload: see `Workload::enrolment`.
+    pub enrolment: u64,
     /// A proxy's socket to its application: bytes that it has written, all of which have been taken, modulo 2^32.
     pub settled_bytes: u32,
     /// Index of the workload.
@@ -146,7 +165,7 @@ impl HalfFlow {
 }
 
 const _: () = assert!(
-    size_of::<FlowKey>() == 48 && size_of::<Rendezvous>() == 72 && size_of::<HalfFlow>() == 72
+    size_of::<FlowKey>() == 48 && size_of::<Rendezvous>() == 72 && size_of::<HalfFlow>() == 80
 );
 
 #[cfg(feature = "user")]
@@ -157,6 +176,8 @@ mod user {
     unsafe impl aya::Pod for super::Rendezvous {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::HalfFlow {}
+    // SAFETY: repr(C), no padding, any bytes are a value.
+    unsafe impl aya::Pod for super::KubeletConnection {}
 }
 
 #[cfg(test)]

@@ -22,6 +22,8 @@ pub const LISTENERS: &str = "LISTENERS";
 pub const SOCKETS: &str = "SOCKETS";
 /// What connecting ends leave for accepting ends of the same workload, a map for each workload.
 pub const HANDOVERS: &str = "HANDOVERS";
+/// What a proxy's own connections leave, a map for each workload: no application can use it up.
+pub const DIALS: &str = "DIALS";
 /// Sockets whose both ends are on this node.
 pub const FLOWS: &str = "FLOWS";
 /// What connecting ends leave for accepting ends of other workloads.
@@ -30,6 +32,8 @@ pub const PAIRINGS: &str = "PAIRINGS";
 pub const HALF_FLOWS: &str = "HALF_FLOWS";
 /// How redirect fares by port.
 pub const PROFILES: &str = "PROFILES";
+/// What the kernel half keeps of each workload itself.
+pub const ACCOUNTS: &str = "ACCOUNTS";
 /// Counters by workload, per CPU.
 pub const COUNTERS: &str = "COUNTERS";
 /// Events, of one sidecar's programs: a ring buffer has one reader.
@@ -43,7 +47,7 @@ pub const KUBELET_CONNECTIONS: &str = "KUBELET_CONNECTIONS";
 pub const KUBELET_CONNECTIONS_LOST: &str = "KUBELET_CONNECTIONS_LOST";
 
 /// Maps that every sidecar on the node shares, pinned by name.
-pub const SHARED_MAPS: [&str; 19] = [
+pub const SHARED_MAPS: [&str; 21] = [
     WORKLOADS,
     CGROUPS,
     PORTS,
@@ -55,10 +59,12 @@ pub const SHARED_MAPS: [&str; 19] = [
     LISTENERS,
     SOCKETS,
     HANDOVERS,
+    DIALS,
     PAIRINGS,
     FLOWS,
     HALF_FLOWS,
     PROFILES,
+    ACCOUNTS,
     COUNTERS,
     MSG_PROGRAMS,
     KUBELET_CONNECTIONS,

@@ -64,7 +64,8 @@ pub enum Counter {
     Splice,
     /// Outbound connection, message or packet refused: its destination is denied.
     Denied,
-    /// Outbound connection refused: the workload has too many connections under way, or the kernel no memory for one.
+    /// Outbound connection refused: the workload has too many connections under way, the kernel has no memory for one, or the
+    /// proxy does not listen.
     ConnectRefused,
     /// The other end could not be told what it has to know: its proxy refuses the connection, or the proxy ends it.
     HandoverFailed,
@@ -173,6 +174,30 @@ impl Default for Counters {
     }
 }
 
+/// What the kernel half keeps of a workload itself. Userspace resets it while the workload is not steered, and never writes it else, so
+/// that nothing that is learned meanwhile is lost.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Account {
+    /// When the second began that the counts of events are of.
+    pub events_since_ns: u64,
+    /// `WORKLOAD_SPLICES` and `WORKLOAD_PROXY_SPLICES`: whose sockets have been read with `splice`.
+    pub splices: u32,
+    /// Events in that second that are for people.
+    pub events: u32,
+    /// Events in that second that say who reads with `splice`.
+    pub splice_events: u32,
+    /// Entries in `PROFILES`.
+    pub profiles: u32,
+}
+
+/// Events of one workload in a second: all share one ring buffer, and what is counted is counted all the same.
+pub const MAX_EVENTS: u32 = 128;
+/// Of those that somebody has to act upon.
+pub const MAX_SPLICE_EVENTS: u32 = 512;
+/// Ports of one workload of which it is known how redirect fares. On the others it counts as worth it.
+pub const MAX_PROFILES_EACH: u32 = 256;
+
 /// What userspace is told at once, through the ring buffer.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,10 +207,12 @@ pub struct Event {
     pub workload: u32,
     /// The process whose system call it was; 0 where the hook cannot know.
     pub pid: u32,
-    /// The descriptor that `splice` reads; of a denial, the rule, as the map's value has it.
-    pub fd: i32,
-    /// Of the connection, where the kind has one.
+    /// Of a denial, the rule, as the map's value has it.
+    pub rule: i32,
+    /// Of the other end of the connection, where the kind has one.
     pub address: Address,
+    /// Of this end, as `address`.
+    pub local: Address,
     /// Of a denial: the IP protocol, or one of the `PROTOCOL_` constants; else 0.
     pub protocol: u32,
 }
@@ -194,7 +221,7 @@ pub struct Event {
 pub const EVENT_INBOUND_REFUSED: u32 = 1;
 /// Both ends are here, but the SOCKHASH is full or the key is taken. `address`: the other end.
 pub const EVENT_UNPAIRED: u32 = 2;
-/// A process reads a socket with splice.
+/// A process reads sockets with splice. `address`, `local`: of one that has redirected bytes, which it does not see.
 pub const EVENT_SPLICE: u32 = 3;
 
 /// Outbound connection, message or packet refused. `address`: where it would have gone.
@@ -208,7 +235,10 @@ pub const PROTOCOL_UNKNOWN: u32 = 257;
 /// Outbound connection refused: see `Counter::ConnectRefused`. `address`: what the application asked for.
 pub const EVENT_CONNECT_REFUSED: u32 = 5;
 
-const _: () = assert!(size_of::<Event>() == 40);
+/// Outbound connection refused: the proxy does not listen. `address`: what the application asked for.
+pub const EVENT_PROXY_AWAY: u32 = 6;
+
+const _: () = assert!(size_of::<Event>() == 60 && size_of::<Account>() == 24);
 
 /// How redirect fares on a port of a workload, so that flows that only fall back stop being inserted.
 #[repr(C)]
@@ -230,6 +260,8 @@ mod user {
     unsafe impl aya::Pod for super::Event {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Profile {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Account {}
 
     use super::Event;
     use crate::address::{Address, Ip};
@@ -241,14 +273,25 @@ mod user {
                 let bytes = bytes.get(index * 4..index * 4 + 4)?;
                 Some(u32::from_ne_bytes(bytes.try_into().ok()?))
             };
-            let port = u16::from_ne_bytes(bytes.get(32..34)?.try_into().ok()?);
+            let address = |index: usize| {
+                let port = bytes.get(index * 4 + 16..index * 4 + 18)?;
+                let port = u16::from_ne_bytes(port.try_into().ok()?);
+                let ip = Ip([
+                    word(index)?,
+                    word(index + 1)?,
+                    word(index + 2)?,
+                    word(index + 3)?,
+                ]);
+                Some(Address::new(ip, port))
+            };
             Some(Self {
                 kind: word(0)?,
                 workload: word(1)?,
                 pid: word(2)?,
-                fd: word(3)? as i32,
-                address: Address::new(Ip([word(4)?, word(5)?, word(6)?, word(7)?]), port),
-                protocol: word(9)?,
+                rule: word(3)? as i32,
+                address: address(4)?,
+                local: address(9)?,
+                protocol: word(14)?,
             })
         }
     }

@@ -7,7 +7,7 @@ pub const MAX_WORKLOADS: u32 = 4096;
 /// Flows redirected at once at most; beyond it connections stay on TCP and are counted.
 pub const MAX_FLOWS: u32 = 65_536;
 
-/// Connections of one workload at once that are being made: beyond it, they are refused.
+/// Connections of one workload's application at once that are being made, and of its proxy: beyond it, they are refused.
 pub const MAX_HANDOVERS: u32 = 8192;
 /// Connections between workloads of the node at once that are being made and still find each other for redirect.
 pub const MAX_PAIRINGS: u32 = 16_384;
@@ -25,6 +25,8 @@ pub struct Cgroup {
     pub workload: u32,
     /// One of the `ROLE_` constants.
     pub role: u32,
+    /// See [`Workload::enrolment`].
+    pub enrolment: u64,
 }
 
 pub const ROLE_APPLICATION: u32 = 1;
@@ -44,19 +46,27 @@ pub struct Workload {
     pub flags: u32,
     /// Credit of one direction of one flow.
     pub credit_bytes: u32,
-    /// Counts enrolments of this slot, so that leftovers of a former one are recognised.
-    pub generation: u32,
+    /// Why redirect goes no further than its flags say: userspace's number, for `sidecar inspect`.
+    pub redirect_limit: u32,
+    /// Which enrolment it is: no later one of the node has the same, while places among the workloads are used again. What bears
+    /// another one is of a workload that has left. Never 0 of one that is enrolled.
+    pub enrolment: u64,
     /// Cookie of the workload's network namespace.
     pub netns: u64,
-    /// When the first of the `SPLICES` flags was set, in nanoseconds of the monotonic clock.
-    pub splices_since_ns: u64,
 }
 
 /// In use.
 pub const WORKLOAD_ENROLLED: u32 = 1;
-/// Redirect is allowed.
+/// Redirect is allowed, between proxies at least.
 pub const WORKLOAD_REDIRECT: u32 = 2;
-/// A process of the application read a socket with `splice`: never redirect towards it.
+/// And from applications to their proxies.
+pub const WORKLOAD_REDIRECT_TO_PROXIES: u32 = 64;
+/// And from proxies to their applications.
+pub const WORKLOAD_REDIRECT_TO_APPLICATIONS: u32 = 128;
+/// And past the proxies, between applications.
+pub const WORKLOAD_REDIRECT_JOINED: u32 = 256;
+/// A process of the application read a socket with `splice`: never redirect towards it. Never in the map of workloads, but in the
+/// workload's `Account`.
 pub const WORKLOAD_SPLICES: u32 = 4;
 /// As above, for the proxy.
 pub const WORKLOAD_PROXY_SPLICES: u32 = 16;
@@ -66,7 +76,7 @@ pub const WORKLOAD_FAIL_CLOSED: u32 = 8;
 /// Connections to ports where redirect does not pay stay out of the SOCKHASH.
 pub const WORKLOAD_ADAPTIVE: u32 = 32;
 /// There are rules in `DENIALS` for it.
-pub const WORKLOAD_DENIES: u32 = 64;
+pub const WORKLOAD_DENIES: u32 = 512;
 
 /// Inbound: every port on which the workload listens.
 pub const CAPTURE_WORKLOAD: u16 = 1;
@@ -214,10 +224,11 @@ pub struct LoadConstants {
     pub naive: u32,
     /// Number of `splice(2)` on this architecture.
     pub splice_number: u32,
+    /// Numbers of the system calls that read a socket whichever way its bytes came: `read`, `readv`, `recvfrom`, `recvmsg`,
+    /// `recvmmsg`.
+    pub read_numbers: [u32; 5],
     /// Offset of a system call's number in `pt_regs`.
     pub call_number: u32,
-    /// Offset of a system call's first argument in `pt_regs`.
-    pub first_argument: u32,
     /// `sock.sk_socket`
     pub sk_socket: u32,
     /// `socket.file`
@@ -226,6 +237,8 @@ pub struct LoadConstants {
     pub file_flags: u32,
     /// `inet_connection_sock.icsk_ulp_ops`
     pub ulp_ops: u32,
+    /// 1 where programs at `connect` may choose the error (`bpf_set_retval`, Linux 5.18).
+    pub set_retval: u32,
 }
 
 const _: () = assert!(
@@ -235,7 +248,9 @@ const _: () = assert!(
         && size_of::<PortKey>() == 8
 );
 const _: () = assert!(
-    size_of::<ListeningKey>() == 20 && size_of::<LoadConstants>() == 52 && size_of::<Cgroup>() == 8
+    size_of::<ListeningKey>() == 20
+        && size_of::<LoadConstants>() == 72
+        && size_of::<Cgroup>() == 16
 );
 
 #[cfg(feature = "user")]

@@ -28,6 +28,8 @@ pub struct SocketState {
     /// When the last large message was sent: bytes redirected to this socket so far, plus the sequence number up to which it
     /// had read. Changed since: the other end has spoken.
     pub heard: u64,
+    /// Of the workload: see `Workload::enrolment`.
+    pub enrolment: u64,
     /// The destination that the application asked for: on the application's steered socket and on the
     /// proxy's accepted one.
     pub original: Address,
@@ -59,7 +61,7 @@ impl SocketState {
     pub const STEERED: u32 = 2;
     /// In `FLOWS` and `HALF_FLOWS`.
     pub const IN_MAP: u32 = 4;
-    /// This socket left a record in `HANDOVERS`.
+    /// This socket left a record in `HANDOVERS`, or `DIALS`.
     pub const HANDOVER: u32 = 8;
     /// Multipath TCP: steered, never redirected.
     pub const MULTIPATH: u32 = 16;
@@ -73,6 +75,8 @@ impl SocketState {
     pub const ASKED: u32 = 256;
     /// See `HalfFlow::TCP`.
     pub const TCP: u32 = 512;
+    /// The connect hook has steered it, and its connection has not begun.
+    pub const STEERING: u32 = 1024;
 
     #[inline(always)]
     pub const fn is(&self, flag: u32) -> bool {
@@ -80,7 +84,7 @@ impl SocketState {
     }
 }
 
-const _: () = assert!(size_of::<SocketState>() == 208);
+const _: () = assert!(size_of::<SocketState>() == 216);
 
 #[cfg(feature = "user")]
 mod user {

@@ -4,18 +4,19 @@ use aya_ebpf::{btf_maps::lpm_trie::Key, macros::cgroup_sock_addr, programs::Sock
 use aya_log_ebpf::debug;
 use sidecar_common::{
     address::{Address, Ip},
-    record::{Counter, EVENT_CONNECT_REFUSED},
-    settings::{CidrTarget, OUTBOUND, PortKey, protocol},
+    record::{Counter, EVENT_CONNECT_REFUSED, EVENT_PROXY_AWAY},
+    settings::{CidrTarget, OUTBOUND, PortKey, ROLE_EXCLUDED, protocol},
     socket_state::SocketState,
 };
 use sidecar_ebpf::decide::{self, Connect};
 
 use crate::{
-    context::{UserAddress, current_pid, octets},
+    context::{UserAddress, current_pid, fail_with, octets},
     counters::{count, denial, event_of_task},
     egress::denied_by,
-    maps::{CIDRS, PORTS, SOCKETS, WORKLOADS},
-    member::member_of_current,
+    enrolment::workload_of,
+    maps::{CIDRS, PORTS, SOCKETS},
+    member::owner,
     rendezvous,
     sock_create::{MPTCP, SOCK_STREAM, TCP, newborn},
 };
@@ -23,14 +24,18 @@ use crate::{
 const ALLOW: i32 = 1;
 /// `connect` fails with EPERM.
 const DENY: i32 = 0;
+const ENOBUFS: i32 = 105;
+
+/// The port at which no socket can listen: the kernel refuses the connection as it does where the proxy does not listen.
+const NOBODY: u16 = 0;
 
 /// Longest prefix: 32 bits of workload and 128 of address.
 const WHOLE_TARGET: u32 = 160;
 
 /// What becomes of a connection that is not left alone.
 enum Verdict {
-    /// To the proxy's port.
-    Steer(u16),
+    /// To the proxy, on loopback.
+    Steer(Address),
     Deny,
 }
 
@@ -38,8 +43,8 @@ enum Verdict {
 pub fn cgroup_connect4(ctx: SockAddrContext) -> i32 {
     match try_connect(&ctx, ctx.address4()) {
         Some(Verdict::Deny) => DENY,
-        Some(Verdict::Steer(port)) => {
-            ctx.set_address4(Address::new(Ip::from_v4(0x7f00_0001_u32.to_be()), port));
+        Some(Verdict::Steer(to)) => {
+            ctx.set_address4(to);
             ALLOW
         }
         None => ALLOW,
@@ -48,16 +53,10 @@ pub fn cgroup_connect4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(connect6)]
 pub fn cgroup_connect6(ctx: SockAddrContext) -> i32 {
-    let destination = ctx.address6();
-    match try_connect(&ctx, destination) {
+    match try_connect(&ctx, ctx.address6()) {
         Some(Verdict::Deny) => DENY,
-        Some(Verdict::Steer(port)) => {
-            let loopback = if destination.ip.is_v4() {
-                Ip::from_v4(0x7f00_0001_u32.to_be())
-            } else {
-                Ip([0, 0, 0, 1_u32.to_be()])
-            };
-            ctx.set_address6(Address::new(loopback, port));
+        Some(Verdict::Steer(to)) => {
+            ctx.set_address6(to);
             ALLOW
         }
         None => ALLOW,
@@ -72,40 +71,49 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
         return None;
     }
     let socket = ctx.socket()?;
-    let state = match SOCKETS.get(socket) {
-        Some(state) => state,
-        // Created before the workload was enrolled, or handed in from outside.
-        None => {
-            let mut state = newborn(protocol)?;
-            let workload = state.workload;
+    let known = SOCKETS.get(socket);
+    let state = match known {
+        Some(state) if workload_of(state).is_some() => state,
+        // Made before the workload was enrolled, handed in from outside, made by the kernel, or of a workload that has left.
+        _ => {
+            let owner = owner(ctx.netns_cookie());
+            if owner.role == 0 {
+                // Who is not known is not let through. Nobody can be told, as it cannot be said of whom.
+                return Some(Verdict::Deny);
+            }
+            if owner.role == ROLE_EXCLUDED || owner.enrolment == 0 {
+                return None;
+            }
+            let mut state = newborn(owner, protocol);
             match SOCKETS.get_or_insert(socket, &mut state) {
-                Some(state) => state,
+                Some(kept) => {
+                    *kept = state;
+                    kept
+                }
                 // What cannot be remembered cannot be steered.
-                None => return Some(refuse(workload, destination)),
+                None => return Some(refuse(owner.workload, destination)),
             }
         }
     };
-    if let Some(member) = member_of_current()
-        && member.workload != state.workload
-    {
-        // Of a former enrolment, whose place among the workloads another one may have by now, or handed over by another pod.
-        *state = newborn(protocol)?;
-    }
     let id = state.workload;
-    let workload = WORKLOADS.get(id)?;
-    // Steered a moment ago by the program of a sidecar that this one takes over from.
-    if state.is(SocketState::STEERED)
-        && destination.ip.is_loopback()
-        && destination.port == workload.outbound_port
-    {
+    let workload = workload_of(state)?;
+    if workload.outbound_port == 0 {
+        // Not steered: the self-test says itself what its sockets are.
         return None;
     }
+    // Steered a moment ago by the program of a sidecar that this one takes over from: judged again.
+    let again = state.is(SocketState::STEERING)
+        && destination.ip.is_loopback()
+        && destination.port == workload.outbound_port;
+    let destination = if again { state.original } else { destination };
     // The socket may have been connected before.
     state.original = Address::default();
     state.shown_peer = Address::default();
     state.flags &= SocketState::PROXY | SocketState::MULTIPATH;
     if state.is(SocketState::PROXY) {
-        return None;
+        // Where it cannot be known as the proxy's own, the proxy may be handed it, and so on.
+        let kept = rendezvous::reserve(state, ctx.cookie());
+        return kept.is_none().then(|| refuse(id, destination));
     }
     let target = Key::new(
         WHOLE_TARGET,
@@ -125,13 +133,21 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
         port_rule(id, OUTBOUND, destination.port),
     ) {
         Connect::Steer => {
-            if rendezvous::reserve(id, ctx.cookie()).is_none() {
+            let proxy = Address::new(loopback(destination.ip), workload.outbound_port);
+            if !is_proxy_there(ctx, proxy, state) {
+                count(id, Counter::ConnectRefused, 1);
+                event_of_task(EVENT_PROXY_AWAY, id, destination);
+                return Some(Verdict::Steer(Address::new(proxy.ip, NOBODY)));
+            }
+            if rendezvous::reserve(state, ctx.cookie()).is_none() {
                 return Some(refuse(id, destination));
             }
             state.original = destination;
             state.shown_peer = destination;
-            state.flags |= SocketState::STEERED;
-            count(id, Counter::Steered, 1);
+            state.flags |= SocketState::STEERED | SocketState::STEERING;
+            if !again {
+                count(id, Counter::Steered, 1);
+            }
             debug!(
                 ctx,
                 "workload {}: steered from {:i} port {}",
@@ -139,7 +155,7 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
                 octets(destination.ip),
                 destination.port
             );
-            Some(Verdict::Steer(workload.outbound_port))
+            Some(Verdict::Steer(proxy))
         }
         Connect::Deny => {
             denial(id, current_pid(), rule, destination, tcp.into());
@@ -160,11 +176,37 @@ fn try_connect(ctx: &SockAddrContext, destination: Address) -> Option<Verdict> {
     }
 }
 
-/// The workload is steered, and this connection cannot be.
+/// Where connections of this family find the proxy.
+#[inline(always)]
+fn loopback(destination: Ip) -> Ip {
+    if destination.is_v4() {
+        Ip::from_v4(0x7f00_0001_u32.to_be())
+    } else {
+        Ip([0, 0, 0, 1_u32.to_be()])
+    }
+}
+
+/// Whether the workload's own proxy listens there. Its port is free when it has gone, for anybody on a host, who would be sent what is
+/// meant for others.
+#[inline(always)]
+fn is_proxy_there(ctx: &SockAddrContext, proxy: Address, state: &SocketState) -> bool {
+    let is_proxy = |listener| match SOCKETS.get(listener) {
+        Some(found) => {
+            found.is(SocketState::PROXY)
+                && found.workload == state.workload
+                && found.enrolment == state.enrolment
+        }
+        None => false,
+    };
+    ctx.listener(proxy, is_proxy).unwrap_or(false)
+}
+
+/// The workload is steered, and this connection cannot be: for want of room, not by a rule.
 #[inline(always)]
 fn refuse(workload: u32, destination: Address) -> Verdict {
+    fail_with(ENOBUFS);
     count(workload, Counter::ConnectRefused, 1);
-    event_of_task(EVENT_CONNECT_REFUSED, workload, 0, destination);
+    event_of_task(EVENT_CONNECT_REFUSED, workload, destination);
     Verdict::Deny
 }
 

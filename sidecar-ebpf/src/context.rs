@@ -17,12 +17,12 @@ use sidecar_ebpf::evidence::Half;
 
 pub use self::{
     address::{AF_INET, AF_INET6, UserAddress, created, packet},
-    operation::{Ends, Operation, sender, tail_call},
+    operation::{Ends, Operation, sender, tail_call, take_out},
     option::{SocketOption, address_from},
     skb::Packet,
-    socket::{Socket, TcpSocket},
+    socket::{Socket, TcpSocket, traced},
     storage::SocketStorage,
-    task::{SystemCall, ancestor_cgroup, current_pid, now_ns},
+    task::{SystemCall, ancestor_cgroup, current_pid, fail_with, now_ns},
 };
 
 /// Offsets and switches, set by the loader before the programs are loaded.
@@ -35,12 +35,13 @@ pub static LOAD_CONSTANTS: Global<LoadConstants> = Global::new(LoadConstants {
     redirect: 0,
     naive: 0,
     splice_number: 0,
+    read_numbers: [0; 5],
     call_number: 0,
-    first_argument: 0,
     sk_socket: 0,
     socket_file: 0,
     file_flags: 0,
     ulp_ops: 0,
+    set_retval: 0,
 });
 
 /// A copy of a map's value.

@@ -2,12 +2,16 @@
 
 use sidecar_common::{
     address::Address,
-    record::{COUNTERS as COUNTER_SLOTS, Counter, EVENT_EGRESS_DENIED, Event},
+    flow::FlowKey,
+    record::{
+        COUNTERS as COUNTER_SLOTS, Counter, EVENT_EGRESS_DENIED, EVENT_SPLICE, Event, MAX_EVENTS,
+        MAX_SPLICE_EVENTS,
+    },
 };
 
 use crate::{
-    context::{current_pid, update},
-    maps::{COUNTERS, EVENTS},
+    context::{current_pid, entry, now_ns, update},
+    maps::{ACCOUNTS, COUNTERS, EVENTS},
 };
 
 /// Adds `amount` to a counter of a workload.
@@ -23,37 +27,95 @@ pub fn count(workload: u32, counter: Counter, amount: u64) {
     }
 }
 
-/// Tells userspace; dropped when nobody reads fast enough. It does not say which process it was: before Linux 6.10 only
+/// Tells userspace; dropped when nobody reads fast enough, or the workload has told too much. It does not say which process it was: before Linux 6.10 only
 /// some types of program may ask that, and those that packets run would name whomever they interrupted.
 #[inline(always)]
-pub fn event(kind: u32, workload: u32, fd: i32, address: Address) {
-    send(kind, workload, 0, fd, address, 0);
+pub fn event(kind: u32, workload: u32, address: Address) {
+    send(&Event {
+        kind,
+        workload,
+        pid: 0,
+        rule: 0,
+        address,
+        local: Address::default(),
+        protocol: 0,
+    });
 }
 
 /// As `event`, for hooks in a system call that may ask whose it is: cgroup/connect and tracing.
 #[inline(always)]
-pub fn event_of_task(kind: u32, workload: u32, fd: i32, address: Address) {
-    send(kind, workload, current_pid(), fd, address, 0);
+pub fn event_of_task(kind: u32, workload: u32, address: Address) {
+    send(&Event {
+        kind,
+        workload,
+        pid: current_pid(),
+        rule: 0,
+        address,
+        local: Address::default(),
+        protocol: 0,
+    });
 }
 
 /// The rule `rule` denies the destination. `pid`: 0 where the hook cannot know.
 #[inline(always)]
 pub fn denial(workload: u32, pid: u32, rule: u32, destination: Address, protocol: u32) {
     count(workload, Counter::Denied, 1);
-    let kind = EVENT_EGRESS_DENIED;
-    send(kind, workload, pid, rule as i32, destination, protocol);
-}
-
-/// `fd`: for splice.
-#[inline(always)]
-fn send(kind: u32, workload: u32, pid: u32, fd: i32, address: Address, protocol: u32) {
-    let event = Event {
-        kind,
+    send(&Event {
+        kind: EVENT_EGRESS_DENIED,
         workload,
         pid,
-        fd,
-        address,
+        rule: rule as i32,
+        address: destination,
+        local: Address::default(),
         protocol,
+    });
+}
+
+/// The current task reads a socket with splice; `flow`: if redirected bytes wait there, else all zeros.
+#[inline(always)]
+pub fn event_of_splice(workload: u32, flow: FlowKey) {
+    send(&Event {
+        kind: EVENT_SPLICE,
+        workload,
+        pid: current_pid(),
+        rule: 0,
+        address: flow.remote,
+        local: flow.local,
+        protocol: 0,
+    });
+}
+
+/// Whether the workload has told no more than its part of late. What one has to be told of a reader that splices is not lost
+/// for what others, or the workload itself, are refused.
+#[inline(always)]
+fn may_tell(kind: u32, workload: u32) -> bool {
+    const SECOND_NS: u64 = 1_000_000_000;
+    let Some(account) = ACCOUNTS.get_ptr_mut(workload) else {
+        return false;
     };
-    let _ = EVENTS.output(&event, 0);
+    let account = entry(account);
+    let now_ns = now_ns();
+    if now_ns.wrapping_sub(account.events_since_ns) > SECOND_NS {
+        account.events_since_ns = now_ns;
+        account.events = 0;
+        account.splice_events = 0;
+    }
+    let (told, most) = if kind == EVENT_SPLICE {
+        (&mut account.splice_events, MAX_SPLICE_EVENTS)
+    } else {
+        (&mut account.events, MAX_EVENTS)
+    };
+    let may = *told < most;
+    if may {
+        *told += 1;
+    }
+    may
+}
+
+#[inline(always)]
+fn send(event: &Event) {
+    if !may_tell(event.kind, event.workload) {
+        return;
+    }
+    let _ = EVENTS.output(event, 0);
 }

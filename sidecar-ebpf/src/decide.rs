@@ -5,8 +5,8 @@ use sidecar_common::{
     record::{Counter, Profile},
     settings::{
         CAPTURE_LISTED, CAPTURE_NAMESPACE, CAPTURE_WORKLOAD, PORT_CAPTURE, PORT_EXCLUDE,
-        WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, WORKLOAD_PROXY_SPLICES, WORKLOAD_SPLICES,
-        Workload,
+        WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, WORKLOAD_PROXY_SPLICES,
+        WORKLOAD_REDIRECT_TO_APPLICATIONS, WORKLOAD_SPLICES, Workload,
     },
 };
 
@@ -177,7 +177,7 @@ pub fn redirect(e: &Evidence) -> Result<(), Counter> {
         WORKLOAD_SPLICES
     };
     if !e.to_proxy {
-        if e.took_tcp || !e.asked {
+        if e.took_tcp || !e.asked || e.receiver_flags & WORKLOAD_REDIRECT_TO_APPLICATIONS == 0 {
             return Err(Counter::FallbackApplication);
         }
         if e.blocking {
@@ -443,7 +443,7 @@ mod tests {
         passes(
             Counter::FallbackSplice,
             Evidence {
-                receiver_flags: WORKLOAD_SPLICES,
+                receiver_flags: WORKLOAD_REDIRECT_TO_APPLICATIONS | WORKLOAD_SPLICES,
                 ..to_application()
             },
         );
@@ -491,6 +491,7 @@ mod tests {
     /// A large message from a proxy that asked to an application.
     fn to_application() -> Evidence {
         Evidence {
+            receiver_flags: WORKLOAD_ENROLLED | WORKLOAD_REDIRECT_TO_APPLICATIONS,
             to_proxy: false,
             asked: true,
             credit_bytes: 1 << 20,
@@ -512,6 +513,11 @@ mod tests {
             ..to_application()
         };
         passes(Counter::FallbackApplication, took_tcp);
+        let of_a_lower_level = Evidence {
+            receiver_flags: WORKLOAD_ENROLLED,
+            ..to_application()
+        };
+        passes(Counter::FallbackApplication, of_a_lower_level);
         let blocking = Evidence {
             blocking: true,
             ..to_application()

@@ -15,18 +15,19 @@ use aya_ebpf::{
 use sidecar_common::{
     address::Address,
     denial::{self, Found},
-    record::{Counter, PROTOCOL_FRAME, PROTOCOL_UNKNOWN},
+    record::{PROTOCOL_FRAME, PROTOCOL_UNKNOWN},
     settings::{
-        DenyTarget, ROLE_PROXY, Ruling, WORKLOAD_DENIES, WORKLOAD_ENROLLED,
+        Cgroup, DenyTarget, ROLE_PROXY, Ruling, WORKLOAD_DENIES, WORKLOAD_ENROLLED,
         protocol::{self, TCP},
     },
 };
 use sidecar_ebpf::packet::{self, Judgement};
 
 use crate::{
-    context::{Packet, SocketOption, UserAddress, current_pid, now_ns, read, update},
-    counters::{count, denial},
-    maps::{DENIAL_TOLD, DENIALS, WORKLOADS},
+    context::{Packet, SocketOption, UserAddress, current_pid},
+    counters::denial,
+    enrolment::enrolled,
+    maps::DENIALS,
     member::{member_of_current, member_of_sender},
     sock_create::{MPTCP, SOCK_STREAM},
 };
@@ -42,9 +43,6 @@ const DROP: i32 = 2;
 
 /// Longest prefix: 32 bits of workload, 32 of port and protocol, 128 of address.
 const WHOLE_DENIAL: u32 = 192;
-
-/// Userspace is told of a workload's denied packets once in this time.
-const TELL_EVERY_NS: u64 = 20_000_000;
 
 const AF_PACKET: u32 = 17;
 const SOL_PACKET: i32 = 263;
@@ -131,11 +129,11 @@ fn asked((kind, protocol): (u32, u32), destination: Address) -> Option<()> {
     let ports = kind != SOCK_RAW && protocol::has_ports(protocol);
     let port = if ports { destination.port } else { 0 };
     let destination = Address::new(destination.ip, port);
-    let rule = denied_by(id, flags(id), destination, protocol);
+    let rule = denied_by(id, flags(&member), destination, protocol);
     if rule == 0 {
         return None;
     }
-    tell(id, current_pid(), rule, destination, protocol.into());
+    denial(id, current_pid(), rule, destination, protocol.into());
     Some(())
 }
 
@@ -151,7 +149,7 @@ fn sent(packet: &Packet) -> Option<()> {
         return None;
     }
     let id = member.workload;
-    let flags = flags(id);
+    let flags = flags(&member);
     match judgement {
         Judgement::Ask {
             destination,
@@ -161,13 +159,13 @@ fn sent(packet: &Packet) -> Option<()> {
             if rule == 0 {
                 return None;
             }
-            tell(id, 0, rule, destination, protocol.into());
+            denial(id, 0, rule, destination, protocol.into());
         }
         Judgement::Unknown { destination } => {
             if flags & WORKLOAD_DENIES == 0 {
                 return None;
             }
-            tell(id, 0, 0, destination, PROTOCOL_UNKNOWN);
+            denial(id, 0, 0, destination, PROTOCOL_UNKNOWN);
         }
         Judgement::Pass => return None,
     }
@@ -181,10 +179,10 @@ fn framed(packet: &Packet) -> Option<()> {
         return None;
     }
     let member = member_of_sender(packet)?;
-    if member.role == ROLE_PROXY || flags(member.workload) & WORKLOAD_DENIES == 0 {
+    if member.role == ROLE_PROXY || flags(&member) & WORKLOAD_DENIES == 0 {
         return None;
     }
-    tell(member.workload, 0, 0, Address::default(), PROTOCOL_FRAME);
+    denial(member.workload, 0, 0, Address::default(), PROTOCOL_FRAME);
     Some(())
 }
 
@@ -224,25 +222,11 @@ pub fn denied_by(workload: u32, flags: u32, destination: Address, protocol: u8) 
     })
 }
 
-/// Of a workload that is enrolled, or none.
+/// Of the workload that is meant, if it is enrolled; else none.
 #[inline(always)]
-fn flags(workload: u32) -> u32 {
-    match WORKLOADS.get(workload) {
+fn flags(member: &Cgroup) -> u32 {
+    match enrolled(member.workload, member.enrolment) {
         Some(workload) if workload.flags & WORKLOAD_ENROLLED != 0 => workload.flags,
         _ => 0,
-    }
-}
-
-/// Counts a denial, and tells userspace of it unless it was told a moment ago.
-#[inline(always)]
-fn tell(workload: u32, pid: u32, rule: u32, destination: Address, protocol: u32) {
-    let now = now_ns();
-    if let Some(told) = DENIAL_TOLD.get_ptr_mut(workload)
-        && now.wrapping_sub(read(told)) >= TELL_EVERY_NS
-    {
-        update(told, |told| *told = now);
-        denial(workload, pid, rule, destination, protocol);
-    } else {
-        count(workload, Counter::Denied, 1);
     }
 }

@@ -15,7 +15,7 @@
 use sidecar_common::{
     flow::HalfFlow,
     record::Counter,
-    settings::{NAIVE_JOIN, NAIVE_REDIRECT},
+    settings::{NAIVE_JOIN, NAIVE_REDIRECT, WORKLOAD_REDIRECT_JOINED},
     socket_state::SocketState,
 };
 
@@ -32,7 +32,8 @@ pub trait Kernel {
     fn half(&self, cookie: u64) -> Option<Self::Half>;
     /// The socket at an address that was noted when it entered the map. It may have gone since.
     fn tcp(&self, address: u64) -> Self::Tcp;
-    fn workload(&self, index: u32) -> Option<Receiver>;
+    /// The workload in this place, if the enrolment is the one that it has now.
+    fn workload(&self, index: u32, enrolment: u64) -> Option<Receiver>;
     /// Redirect is on for the node.
     fn is_enabled(&self) -> bool;
     /// Which evidence is not asked for: one of the `NAIVE_` constants.
@@ -113,8 +114,19 @@ pub fn message<K: Kernel>(
     bulk: bool,
     redirect: impl Fn(u64) -> bool,
 ) -> Result<Redirected, Counter> {
-    let to = peer(kernel, state).ok_or(Counter::FallbackNoPeer)?;
+    let Some(to) = peer(kernel, state) else {
+        if state.claimed_peer.is_some() {
+            // Its application's socket may yet enter the map.
+            keep_to_tcp(kernel, state);
+        }
+        return Err(Counter::FallbackNoPeer);
+    };
     let receiver = other_end(kernel, state, to).ok_or(Counter::FallbackNoPeer)?;
+    if kernel.workload(state.workload, state.enrolment).is_none() {
+        // Its workload has left.
+        take_tcp(kernel, state, &receiver);
+        return Err(Counter::FallbackOff);
+    }
     if kernel.naive() != NAIVE_REDIRECT {
         if !state.is(SocketState::PROXY)
             && past_proxies(kernel, state, tcp_state, &receiver, bytes, &redirect).is_some()
@@ -153,7 +165,14 @@ pub fn is_bulk<K: Kernel>(kernel: &K, state: &mut SocketState, bytes: u32) -> bo
 /// Towards an application there is no way back from TCP: see `decide::redirect`.
 #[inline(always)]
 fn take_tcp<K: Kernel>(kernel: &K, state: &mut SocketState, receiver: &K::Half) {
-    if state.is(SocketState::TCP) || receiver.read(|r| r.is(HalfFlow::OF_PROXY)) {
+    if !receiver.read(|r| r.is(HalfFlow::OF_PROXY)) {
+        keep_to_tcp(kernel, state);
+    }
+}
+
+#[inline(always)]
+fn keep_to_tcp<K: Kernel>(kernel: &K, state: &mut SocketState) {
+    if state.is(SocketState::TCP) {
         return;
     }
     state.flags |= SocketState::TCP;
@@ -185,6 +204,16 @@ pub fn send_window<K: Kernel>(
         Some(evidence) => decide::send_window(&evidence),
         None => SendWindow::Tcp(Counter::FallbackMiss),
     };
+    // What waits in the queue beside TCP's has to be read first: only then can the socket leave the map (`leave`).
+    let got_some = state.sent_bytes != 0 || is_settled(kernel, state);
+    let window = match window {
+        SendWindow::Tcp(_)
+            if got_some && !kernel.tcp(receiver.read(|r| r.socket)).ingress_is_empty() =>
+        {
+            SendWindow::Bytes(0)
+        }
+        window => window,
+    };
     match window {
         SendWindow::Bytes(bytes) => {
             if !state.is(SocketState::ASKED) {
@@ -203,6 +232,50 @@ pub fn send_window<K: Kernel>(
     Some(window)
 }
 
+#[inline(always)]
+fn is_settled<K: Kernel>(kernel: &K, state: &SocketState) -> bool {
+    half(kernel, state.cookie).is_none_or(|own| own.read(|o| o.is(HalfFlow::SETTLED)))
+}
+
+/// Whether the application's socket at the other end shall leave the map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    /// It has this cookie.
+    Now(u64),
+    /// Nothing takes TCP so far, or something redirected is unread.
+    NotYet,
+    Never,
+}
+
+/// A proxy's socket is about to have bytes queued by TCP. An application's socket in the map that gets its bytes by TCP would be
+/// out of its right place: `FIONREAD` knows redirected bytes only on some kernels, and a blocking read may return at once with
+/// nothing. What was redirected and is unread would be lost with it, so that nobody else may redirect to it, as those do that
+/// are joined.
+#[inline(always)]
+pub fn leave<K: Kernel>(kernel: &K, state: &mut SocketState) -> Leave {
+    if !state.is(SocketState::TCP) {
+        return Leave::NotYet;
+    }
+    if is_settled(kernel, state) {
+        return Leave::Never;
+    }
+    let Some(to) = peer(kernel, state) else {
+        return Leave::NotYet;
+    };
+    let Some(receiver) = other_end(kernel, state, to) else {
+        return Leave::Never;
+    };
+    let (of_proxy, cookie, socket) =
+        receiver.read(|r| (r.is(HalfFlow::OF_PROXY), r.cookie, r.socket));
+    if of_proxy {
+        Leave::Never
+    } else if kernel.tcp(socket).ingress_is_empty() {
+        Leave::Now(cookie)
+    } else {
+        Leave::NotYet
+    }
+}
+
 /// Runs under the sender's lock. Only where two threads send on one socket at a time may a message that is still on its
 /// way be taken for read; the bound is then exceeded by that message.
 #[inline(always)]
@@ -214,11 +287,11 @@ fn evidence<K: Kernel>(
     bytes: u32,
     bulk: bool,
 ) -> Option<Evidence> {
-    let (workload, to_proxy, socket) =
-        receiver.read(|r| (r.workload, r.is(HalfFlow::OF_PROXY), r.socket));
+    let (workload, enrolment, to_proxy, socket) =
+        receiver.read(|r| (r.workload, r.enrolment, r.is(HalfFlow::OF_PROXY), r.socket));
     let sender = kernel.tcp(state.socket);
     let receiver = kernel.tcp(socket);
-    let workload = kernel.workload(workload)?;
+    let workload = kernel.workload(workload, enrolment)?;
     if state.read_bytes != state.sent_bytes && receiver.ingress_is_empty() {
         state.read_bytes = state.sent_bytes;
     }
@@ -305,9 +378,14 @@ fn past_proxies<K: Kernel>(
     if proxy_flags & HalfFlow::SETTLED == 0 {
         return None;
     }
-    let (cookie, socket, workload) = chain.last.read(|l| (l.cookie, l.socket, l.workload));
+    let (cookie, socket, workload, enrolment) = chain
+        .last
+        .read(|l| (l.cookie, l.socket, l.workload, l.enrolment));
     let receiver = kernel.tcp(socket);
-    let workload = kernel.workload(workload)?;
+    let workload = kernel.workload(workload, enrolment)?;
+    if workload.flags & WORKLOAD_REDIRECT_JOINED == 0 {
+        return None;
+    }
     if state.joined_read_bytes != state.joined_bytes && receiver.ingress_is_empty() {
         state.joined_read_bytes = state.joined_bytes;
     }
@@ -359,11 +437,17 @@ fn past_proxies<K: Kernel>(
 #[inline(always)]
 pub fn join<K: Kernel>(kernel: &K, state: &mut SocketState, other: u64) -> Option<()> {
     peer(kernel, state)?;
+    let own = kernel.workload(state.workload, state.enrolment)?;
+    if own.flags & WORKLOAD_REDIRECT_JOINED == 0 {
+        return None;
+    }
     let here = half(kernel, state.cookie)?;
     let there = half(kernel, other)?;
-    let (flags, workload, next) = there.read(|t| (t.flags, t.workload, t.peer));
+    let (flags, workload, enrolment, next) =
+        there.read(|t| (t.flags, t.workload, t.enrolment, t.peer));
     if here.read(|h| h.flags) & flags & HalfFlow::OF_PROXY == 0
         || workload != state.workload
+        || enrolment != state.enrolment
         || next == 0
         || other == state.cookie
     {

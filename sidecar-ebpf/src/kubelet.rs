@@ -2,10 +2,13 @@
 //! cgroup that the connecting process is in, so that nobody else on the node, nor at its address, is let through.
 
 use aya_ebpf::{macros::sock_ops, programs::SockOpsContext};
-use sidecar_common::{address::Address, flow::FlowKey};
+use sidecar_common::{
+    address::Address,
+    flow::{FlowKey, KubeletConnection},
+};
 
 use crate::{
-    context::{Ends, Operation, read, update},
+    context::{Ends, Operation, now_ns, read, update},
     maps::{KUBELET_CONNECTIONS, KUBELET_CONNECTIONS_LOST},
     sockops::{STATE, TCP_CLOSE, TCP_CONNECT},
 };
@@ -30,8 +33,11 @@ fn connecting(ctx: &SockOpsContext) -> Option<()> {
     }
     // Else it would stay for ever, for whoever has the port next.
     ctx.watch_close()?;
-    let cookie = ctx.cookie();
-    if KUBELET_CONNECTIONS.insert(&flow, &cookie, 0).is_err() {
+    let noted = KubeletConnection {
+        owner: ctx.cookie(),
+        since_ns: now_ns(),
+    };
+    if KUBELET_CONNECTIONS.insert(&flow, &noted, 0).is_err() {
         update(KUBELET_CONNECTIONS_LOST.get_ptr_mut(0)?, |lost| *lost += 1);
     }
     Some(())
@@ -40,13 +46,13 @@ fn connecting(ctx: &SockOpsContext) -> Option<()> {
 #[inline(always)]
 fn closed(ctx: &SockOpsContext) -> Option<()> {
     let key = ctx.flow().peer().between_networks();
-    if read(KUBELET_CONNECTIONS.get_ptr(&key)?) == ctx.cookie() {
+    if read(KUBELET_CONNECTIONS.get_ptr(&key)?).owner == ctx.cookie() {
         let _ = KUBELET_CONNECTIONS.remove(&key);
     }
     Some(())
 }
 
-/// Whether the connection comes from the kubelet.
+/// Whether the connection that arrives comes from the kubelet.
 #[inline(always)]
 pub fn is_of_kubelet(local: Address, remote: Address) -> bool {
     let key = FlowKey {
@@ -54,5 +60,8 @@ pub fn is_of_kubelet(local: Address, remote: Address) -> bool {
         local,
         remote,
     };
-    KUBELET_CONNECTIONS.get_ptr(&key).is_some()
+    // One whose end no hook has told stays for a while, and its port may be another process's.
+    KUBELET_CONNECTIONS.get_ptr(&key).is_some_and(|noted| {
+        now_ns().wrapping_sub(read(noted).since_ns) < KubeletConnection::FRESH_NS
+    })
 }

@@ -14,17 +14,17 @@ use crate::{
     context::{now_ns, packet, read, update},
     counters::{count, event},
     kubelet::is_of_kubelet,
-    maps::{CLOSED_UNTIL, LISTENERS, LISTENING, PAIRINGS, WORKLOADS},
-    rendezvous,
+    maps::{CLOSED_UNTIL, DIALS, HANDOVERS, LISTENERS, LISTENING, PAIRINGS, WORKLOADS},
     sock_create::TCP,
 };
 
 const SK_DROP: u32 = 0;
 const SK_PASS: u32 = 1;
 
-/// Whose inbound connections this instance of `lookup` steers: sk_lookup programs know no cgroup.
+/// Whose inbound connections this instance of `lookup` steers: sk_lookup programs know no cgroup. In an object that serves several
+/// workloads no number of one.
 #[unsafe(no_mangle)]
-static LOOKUP_WORKLOAD: Global<u32> = Global::new(0);
+pub static LOOKUP_WORKLOAD: Global<u32> = Global::new(0);
 
 /// Hands new connections for the workload's ports to the proxy's inbound listener. Addresses stay as they are.
 #[sk_lookup]
@@ -44,12 +44,19 @@ fn try_lookup(ctx: &SkLookupContext) -> Option<u32> {
     if let Some(record) = PAIRINGS.get_ptr_mut(&flow.between_networks()) {
         mark_local(record);
     }
-    if let Some(record) = rendezvous::of(id).and_then(|own| own.get_ptr_mut(&flow)) {
+    if let Some(record) = DIALS.get(id).and_then(|own| own.get_ptr_mut(&flow)) {
         mark_local(record);
-        if read(record).is(Rendezvous::OF_PROXY) {
-            // The proxy's own connection, whatever its addresses: handed to the proxy again it would go round for ever.
-            return Some(SK_PASS);
-        }
+        // The proxy's own connection, whatever its addresses: handed to the proxy again it would go round for ever.
+        return Some(SK_PASS);
+    }
+    let steered = || {
+        HANDOVERS
+            .get(id)
+            .is_some_and(|left| left.get_ptr(&flow).is_some())
+    };
+    if local.ip.is_loopback() && steered() {
+        // Steered to the proxy, from a socket that is bound to another address.
+        return Some(SK_PASS);
     }
     let rule = port_rule(id, INBOUND, local.port);
     let verdict = decide::inbound(workload, local.ip, remote.ip, port(id, local), rule);
@@ -69,7 +76,7 @@ fn try_lookup(ctx: &SkLookupContext) -> Option<u32> {
         Some(SK_PASS)
     } else if decide::fail_closed(workload) {
         count(id, Counter::InboundRefused, 1);
-        event(EVENT_INBOUND_REFUSED, id, 0, local);
+        event(EVENT_INBOUND_REFUSED, id, local);
         Some(SK_DROP)
     } else {
         count(id, Counter::InboundBypassed, 1);

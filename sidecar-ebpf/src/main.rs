@@ -4,7 +4,7 @@
 //! | program | hook | attached to |
 //! |---|---|---|
 //! | `sock_create` | cgroup/sock_create | the workload's and the proxy's cgroup |
-//! | `cgroup_connect4`, `6` | cgroup/connect4, 6 | the workload's cgroup |
+//! | `cgroup_connect4`, `6` | cgroup/connect4, 6 | the workload's and the proxy's cgroup |
 //! | `lookup_inbound` | sk_lookup | the workload's network namespace |
 //! | `getpeername4`, `6` | cgroup/getpeername4, 6 | the workload's cgroup |
 //! | `cgroup_getsockopt`, `cgroup_setsockopt` | cgroup/getsockopt, setsockopt | the proxy's cgroup |
@@ -20,7 +20,7 @@
 //! - a file per hook: [`sock_create`], [`connect`], [`lookup`], [`getpeername`], [`sockopt`], [`sockops`], [`msg`], [`trace`];
 //!   [`kubelet`] is the second sock_ops program; [`egress`] has all that are there only where there are rules for destinations
 //! - [`rendezvous`], how both ends of a connection meet; [`pair`], who enters the SOCKHASH
-//! - [`member`], who the current task belongs to; [`counters`], what is counted and told
+//! - [`member`], who the current task belongs to; [`enrolment`], whose a socket is; [`counters`], what is counted and told
 //! - [`maps`]; [`context`], the unsafe
 //! - tested on the host: [`sidecar_ebpf::decide`], pure decisions; [`sidecar_ebpf::evidence`], whether a message may be redirected;
 //!   [`sidecar_ebpf::packet`], what a packet opens
@@ -42,6 +42,8 @@ mod context;
 mod counters;
 #[cfg(target_arch = "bpf")]
 mod egress;
+#[cfg(target_arch = "bpf")]
+mod enrolment;
 #[cfg(target_arch = "bpf")]
 mod getpeername;
 #[cfg(target_arch = "bpf")]

@@ -8,8 +8,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use sidecar_common::{
-    flow::{FlowKey, HalfFlow, Rendezvous},
-    record::{Counters, Event, Profile},
+    flow::{FlowKey, HalfFlow, KubeletConnection, Rendezvous},
+    record::{Account, Counters, Event, Profile},
     settings::{
         Cgroup, CidrTarget, DenyTarget, ListeningKey, MAX_FLOWS, MAX_HANDOVERS,
         MAX_KUBELET_CONNECTIONS, MAX_LISTENING, MAX_PAIRINGS, MAX_WORKLOADS, PortKey, Workload,
@@ -58,10 +58,14 @@ pub static LISTENERS: SockMap<WORKLOAD_SLOTS> = SockMap::new();
 #[btf_map]
 pub static SOCKETS: SocketStorage<SocketState> = SocketStorage::new();
 
-/// What connecting sockets leave for accepted ones of the same workload: a map for each workload, made when it is enrolled,
+/// What applications' connecting sockets leave for accepted ones of the same workload: a map for each workload, made when it is enrolled,
 /// so that none can use up another's.
 #[btf_map]
 pub static HANDOVERS: ArrayOfMaps<Handovers, WORKLOAD_SLOTS> = ArrayOfMaps::new();
+
+/// The same of proxies' own connections, so that their applications cannot use it up.
+#[btf_map]
+pub static DIALS: ArrayOfMaps<Handovers, WORKLOAD_SLOTS> = ArrayOfMaps::new();
 
 pub type Handovers = HashMap<FlowKey, Rendezvous, { MAX_HANDOVERS as usize }, NO_PREALLOC>;
 
@@ -81,23 +85,22 @@ pub static HALF_FLOWS: HashMap<u64, HalfFlow, FLOW_SLOTS, NO_PREALLOC> = HashMap
 pub static PROFILES: HashMap<PortKey, Profile, 16_384, NO_PREALLOC> = HashMap::new();
 
 #[btf_map]
+pub static ACCOUNTS: Array<Account, WORKLOAD_SLOTS> = Array::new();
+
+#[btf_map]
 pub static COUNTERS: PerCpuArray<Counters, WORKLOAD_SLOTS> = PerCpuArray::new();
 
 #[btf_map]
 pub static EVENTS: RingBuf<Event, { 256 * 1024 }> = RingBuf::new();
 
-/// When userspace was told of a denied packet last, by workload: one after another would fill the ring buffer.
-#[btf_map]
-pub static DENIAL_TOLD: Array<u64, WORKLOAD_SLOTS> = Array::new();
-
 #[btf_map]
 pub static MSG_PROGRAMS: ProgramArray<1> = ProgramArray::new();
 
-/// Keyed by the flow of the socket that will be accepted, with the cookie of the connecting one.
+/// Keyed by the flow of the socket that will be accepted.
 #[btf_map]
 pub static KUBELET_CONNECTIONS: HashMap<
     FlowKey,
-    u64,
+    KubeletConnection,
     { MAX_KUBELET_CONNECTIONS as usize },
     NO_PREALLOC,
 > = HashMap::new();

@@ -1,10 +1,11 @@
-//! Who the current task belongs to.
+//! Who the current task belongs to, and whose a socket is that bears no mark.
 
-use sidecar_common::settings::{Cgroup, ROLE_EXCLUDED};
+use sidecar_common::settings::{Cgroup, MAX_WORKLOADS, ROLE_APPLICATION, ROLE_EXCLUDED};
 
 use crate::{
     context::{Packet, ancestor_cgroup, read},
-    maps::CGROUPS,
+    lookup::LOOKUP_WORKLOAD,
+    maps::{CGROUPS, NAMESPACES, WORKLOADS},
 };
 
 /// Levels of the cgroup hierarchy that are searched; Kubernetes uses 3 to 5.
@@ -14,19 +15,28 @@ const CGROUP_LEVELS: i32 = 12;
 /// its workload's cgroup is told apart, and an excluded one is nobody's.
 #[inline(always)]
 pub fn member_of_current() -> Option<Cgroup> {
+    let member = known_of_current();
+    (member.role != 0 && member.role != ROLE_EXCLUDED).then_some(member)
+}
+
+/// What is said of the deepest cgroup of the current task of which anything is said.
+#[inline(always)]
+fn known_of_current() -> Cgroup {
     deepest(ancestor_cgroup)
 }
 
-/// As above, of the socket that sends a packet: whoever runs now may have nothing to do with it.
+/// As `member_of_current`, of the socket that sends a packet: whoever runs now may have nothing to do with it.
 #[inline(always)]
 pub fn member_of_sender(packet: &Packet) -> Option<Cgroup> {
-    deepest(|level| packet.ancestor_cgroup(level))
+    let member = deepest(|level| packet.ancestor_cgroup(level));
+    (member.role != 0 && member.role != ROLE_EXCLUDED).then_some(member)
 }
 
-/// `ancestor`: the id of the cgroup at a level below the root, or 0.
+/// `ancestor`: the id of the cgroup at a level below the root, or 0. Not an `Option`: the compiler would copy what it does not
+/// hold, which the verifier refuses.
 #[inline(always)]
-fn deepest(ancestor: impl Fn(i32) -> u64) -> Option<Cgroup> {
-    let mut member = None;
+fn deepest(ancestor: impl Fn(i32) -> u64) -> Cgroup {
+    let mut known = Cgroup::default();
     let mut level = 1;
     while level <= CGROUP_LEVELS {
         let id = ancestor(level);
@@ -34,9 +44,40 @@ fn deepest(ancestor: impl Fn(i32) -> u64) -> Option<Cgroup> {
             break;
         }
         if let Some(cgroup) = CGROUPS.get_ptr(&id) {
-            member = Some(read(cgroup));
+            known = read(cgroup);
         }
         level += 1;
     }
-    member.filter(|cgroup| cgroup.role != ROLE_EXCLUDED)
+    known
+}
+
+/// Whose a socket is of which nothing is noted. A role of 0: it cannot be told. An enrolment of 0: the workload is not steered.
+///
+/// A program runs where the *socket* was made; the task that uses it now may be anybody's: of another pod or of the node, to
+/// which it was handed, or the kernel's own. The workload to which the program is attached is told by the network namespace, and
+/// all that the task decides is who it is within that workload.
+#[inline(always)]
+pub fn owner(netns: u64) -> Cgroup {
+    let task = known_of_current();
+    let attached = LOOKUP_WORKLOAD.load();
+    let workload = if attached < MAX_WORKLOADS {
+        // Loaded for one workload.
+        attached
+    } else {
+        match NAMESPACES.get_ptr(&netns) {
+            Some(workload) => read(workload),
+            // One that a process of the workload has made for itself.
+            None => return task,
+        }
+    };
+    if task.role != 0 && task.workload == workload {
+        return task;
+    }
+    Cgroup {
+        workload,
+        role: ROLE_APPLICATION,
+        enrolment: WORKLOADS
+            .get(workload)
+            .map_or(0, |workload| workload.enrolment),
+    }
 }

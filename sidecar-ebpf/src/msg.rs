@@ -5,17 +5,14 @@
 //! connection that exists. So what is attached is a stub that never changes; what it calls does.
 
 use aya_ebpf::{macros::sk_msg, programs::SkMsgContext};
-use sidecar_common::{
-    record::Counter,
-    settings::{MAX_WORKLOADS, Workload},
-    socket_state::SocketState,
-};
+use sidecar_common::{record::Counter, socket_state::SocketState};
 use sidecar_ebpf::evidence::{self, Kernel, Receiver, Redirected};
 
 use crate::{
     context::{Entry, LOAD_CONSTANTS, TcpSocket, sender, tail_call},
     counters::count,
-    maps::{FLOWS, HALF_FLOWS, MSG_PROGRAMS, SOCKETS, WORKLOADS},
+    enrolment::{enrolled, splices},
+    maps::{FLOWS, HALF_FLOWS, MSG_PROGRAMS, SOCKETS},
 };
 
 /// What is not redirected takes TCP.
@@ -88,13 +85,10 @@ impl Kernel for Maps {
     }
 
     #[inline(always)]
-    fn workload(&self, index: u32) -> Option<Receiver> {
-        if index >= MAX_WORKLOADS {
-            return None;
-        }
-        let workload: &Workload = WORKLOADS.get(index)?;
+    fn workload(&self, index: u32, enrolment: u64) -> Option<Receiver> {
+        let workload = enrolled(index, enrolment)?;
         Some(Receiver {
-            flags: workload.flags,
+            flags: workload.flags | splices(index),
             credit_bytes: workload.credit_bytes,
         })
     }

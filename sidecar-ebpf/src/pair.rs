@@ -3,15 +3,15 @@
 use aya_ebpf::programs::SockOpsContext;
 use sidecar_common::{
     flow::HalfFlow,
-    record::{Counter, EVENT_UNPAIRED, Profile},
+    record::{Account, Counter, EVENT_UNPAIRED, MAX_PROFILES_EACH, Profile},
     settings::PortKey,
     socket_state::SocketState,
 };
 
 use crate::{
-    context::{Operation, Socket, read, update},
+    context::{self, Operation, Socket, read, update},
     counters::{count, event},
-    maps::{FLOWS, HALF_FLOWS, PROFILES},
+    maps::{ACCOUNTS, FLOWS, HALF_FLOWS, PROFILES},
 };
 
 const NOEXIST: u64 = 1;
@@ -37,7 +37,7 @@ pub fn insert(
     };
     count(state.workload, counter, 1);
     if done.is_none() {
-        event(EVENT_UNPAIRED, state.workload, 0, state.flow.remote);
+        event(EVENT_UNPAIRED, state.workload, state.flow.remote);
     }
     done
 }
@@ -55,6 +55,7 @@ fn try_insert(
         socket: state.socket,
         peer,
         workload: state.workload,
+        enrolment: state.enrolment,
         flags: if state.is(SocketState::PROXY) {
             HalfFlow::OF_PROXY
         } else {
@@ -82,6 +83,9 @@ fn try_insert(
 }
 
 /// Tells the connecting socket, which is in the map, that the accepted one is its other end. Nobody else writes it.
+///
+/// The connecting socket may close between look and write, and its entry be another socket's by then, which is thus told of an other end
+/// that does not name it in turn (`evidence::other_end`): that one's flow takes TCP.
 #[inline(always)]
 pub fn meet(connecting: u64, accepted: u64) -> Option<()> {
     let half = HALF_FLOWS.get_ptr_mut(&connecting)?;
@@ -89,6 +93,13 @@ pub fn meet(connecting: u64, accepted: u64) -> Option<()> {
         update(half, |h: &mut HalfFlow| h.peer = accepted);
     }
     Some(())
+}
+
+/// Takes the socket with a cookie out of `FLOWS`; what it sends takes TCP, too, from then on. Nothing redirected may wait there.
+#[inline(always)]
+pub fn take_out(cookie: u64) {
+    // It has gone already if this fails.
+    let _ = context::take_out(&FLOWS, cookie);
 }
 
 /// The socket is closed; the kernel removes it from `FLOWS` itself.
@@ -128,7 +139,13 @@ pub fn learn(state: &SocketState, redirected: u64, passed: u64) {
             }
         }),
         None => {
-            let _ = PROFILES.insert(
+            let Some(account) = ACCOUNTS.get_ptr_mut(state.workload) else {
+                return;
+            };
+            if read(account).profiles >= MAX_PROFILES_EACH {
+                return;
+            }
+            let inserted = PROFILES.insert(
                 &key,
                 &Profile {
                     redirected,
@@ -138,6 +155,9 @@ pub fn learn(state: &SocketState, redirected: u64, passed: u64) {
                 },
                 NOEXIST,
             );
+            if inserted.is_ok() {
+                update(account, |a: &mut Account| a.profiles += 1);
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! How both ends of a connection meet: the connecting one leaves a record before its SYN, the accepted one takes it.
 //!
-//! Within a workload the record hands over addresses, which must not fail: it is in the workload's own map, and where that
-//! is full the connection is refused. Between workloads it only lets the two sockets find each other for redirect.
+//! Within a workload the record hands over addresses, which must not fail: it is in the workload's own maps, one for its
+//! application and one for its proxy, and where that is full the connection is refused. Between workloads it only lets the two sockets find each other for redirect.
 
 use sidecar_common::{
     flow::{FlowKey, Rendezvous},
@@ -10,21 +10,22 @@ use sidecar_common::{
 
 use crate::{
     context::{now_ns, read},
-    maps::{HANDOVERS, Handovers, PAIRINGS},
+    enrolment::workload_of,
+    maps::{DIALS, HANDOVERS, Handovers, PAIRINGS},
 };
 
 const ANY: u64 = 0;
 
 /// Keeps a place for a connection that is about to be made. `None`: the workload has used up its own.
 #[inline(always)]
-pub fn reserve(workload: u32, cookie: u64) -> Option<()> {
+pub fn reserve(state: &SocketState, cookie: u64) -> Option<()> {
     let place = Rendezvous {
         owner: cookie,
         since_ns: now_ns(),
-        workload,
+        workload: state.workload,
         ..Rendezvous::default()
     };
-    of(workload)?.insert(&reserved(cookie), &place, ANY).ok()
+    of(state)?.insert(&reserved(cookie), &place, ANY).ok()
 }
 
 /// The key of a place that is kept: no flow has it, as flows have ports.
@@ -36,16 +37,14 @@ fn reserved(cookie: u64) -> FlowKey {
     }
 }
 
-/// Leaves the record for the accepting end, in the place that was kept for a steered connection.
+/// Leaves the record for the accepting end, in the place that the connect hook has kept.
 #[inline(always)]
 pub fn leave(state: &mut SocketState, record: &Rendezvous) {
     state.flags |= SocketState::NO_HANDOVER;
-    let Some(handovers) = of(state.workload) else {
+    let Some(handovers) = of(state) else {
         return;
     };
-    if state.is(SocketState::STEERED) {
-        let _ = handovers.remove(&reserved(state.cookie));
-    }
+    let _ = handovers.remove(&reserved(state.cookie));
     if handovers.insert(&state.flow.peer(), record, ANY).is_ok() {
         state.flags &= !SocketState::NO_HANDOVER;
         state.flags |= SocketState::HANDOVER;
@@ -64,7 +63,7 @@ pub fn announce(state: &mut SocketState, record: &Rendezvous) {
 /// The record that this socket has left within its workload, if nobody has taken it.
 #[inline(always)]
 pub fn own_handover(state: &SocketState) -> Option<*mut Rendezvous> {
-    let record = of(state.workload)?.get_ptr_mut(&state.flow.peer())?;
+    let record = of(state)?.get_ptr_mut(&state.flow.peer())?;
     (read(record).owner == state.cookie).then_some(record)
 }
 
@@ -99,7 +98,7 @@ pub fn take_back_handover(state: &mut SocketState) {
     if state.is(SocketState::HANDOVER) {
         state.flags &= !SocketState::HANDOVER;
         if own_handover(state).is_some()
-            && let Some(handovers) = of(state.workload)
+            && let Some(handovers) = of(state)
         {
             let _ = handovers.remove(&state.flow.peer());
         }
@@ -109,7 +108,18 @@ pub fn take_back_handover(state: &mut SocketState) {
 /// What a socket of the own workload has left for this one that was just accepted.
 #[inline(always)]
 pub fn take(state: &SocketState) -> Option<Rendezvous> {
-    let handovers = of(state.workload)?;
+    workload_of(state)?;
+    // An application's connections to anybody but its proxy leave nothing.
+    if state.is(SocketState::PROXY)
+        && let Some(record) = take_from(HANDOVERS.get(state.workload)?, state)
+    {
+        return Some(record);
+    }
+    take_from(DIALS.get(state.workload)?, state)
+}
+
+#[inline(always)]
+fn take_from(handovers: &Handovers, state: &SocketState) -> Option<Rendezvous> {
     let record = read(handovers.get_ptr(&state.flow)?);
     let _ = handovers.remove(&state.flow);
     Some(record)
@@ -128,7 +138,13 @@ pub fn forget_pairing(state: &SocketState) {
     let _ = PAIRINGS.remove(&state.flow.between_networks());
 }
 
+/// Where the socket leaves its record, unless its workload has left.
 #[inline(always)]
-pub fn of(workload: u32) -> Option<&'static Handovers> {
-    HANDOVERS.get(workload)
+fn of(state: &SocketState) -> Option<&'static Handovers> {
+    workload_of(state)?;
+    if state.is(SocketState::PROXY) {
+        DIALS.get(state.workload)
+    } else {
+        HANDOVERS.get(state.workload)
+    }
 }

@@ -2,7 +2,10 @@
 //! whose it is.
 
 use aya_ebpf::{macros::cgroup_sock, programs::SockContext};
-use sidecar_common::{settings::ROLE_PROXY, socket_state::SocketState};
+use sidecar_common::{
+    settings::{Cgroup, ROLE_PROXY},
+    socket_state::SocketState,
+};
 
 use crate::{
     context::{AF_INET, AF_INET6, created},
@@ -32,14 +35,14 @@ fn try_socket(ctx: &SockContext) -> Option<()> {
     {
         return None;
     }
-    let mut state = newborn(protocol)?;
+    // The task's, which makes the socket.
+    let mut state = newborn(member_of_current()?, protocol);
     SOCKETS.get_or_insert(socket, &mut state).map(|_| ())
 }
 
-/// The state of a socket that the current task creates; `None` if the task belongs to no workload.
+/// The state of a new socket.
 #[inline(always)]
-pub fn newborn(protocol: u32) -> Option<SocketState> {
-    let member = member_of_current()?;
+pub fn newborn(member: Cgroup, protocol: u32) -> SocketState {
     let role = if member.role == ROLE_PROXY {
         SocketState::PROXY
     } else {
@@ -50,9 +53,10 @@ pub fn newborn(protocol: u32) -> Option<SocketState> {
     } else {
         0
     };
-    Some(SocketState {
+    SocketState {
         workload: member.workload,
+        enrolment: member.enrolment,
         flags: role | multipath,
         ..SocketState::default()
-    })
+    }
 }

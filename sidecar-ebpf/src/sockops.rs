@@ -8,17 +8,22 @@ use sidecar_common::{
     record::Counter,
     settings::{
         INBOUND, ListeningKey, OUTBOUND, PORT_NO_REDIRECT, WORKLOAD_ADAPTIVE, WORKLOAD_REDIRECT,
-        WORKLOAD_SPLICES,
+        WORKLOAD_REDIRECT_TO_APPLICATIONS, WORKLOAD_REDIRECT_TO_PROXIES, WORKLOAD_SPLICES,
     },
     socket_state::SocketState,
 };
-use sidecar_ebpf::{decide, evidence::Tcp};
+use sidecar_ebpf::{
+    decide,
+    evidence::{self, Leave, Tcp},
+};
 
 use crate::{
     connect::port_rule,
     context::{Ends, LOAD_CONSTANTS, Operation, Socket, TcpSocket, now_ns, read, update},
     counters::count,
+    enrolment::{splices, workload_of},
     maps::{CLOSED_UNTIL, LISTENING, NAMESPACES, PROFILES, SOCKETS, WORKLOADS},
+    msg::Maps,
     pair, rendezvous,
 };
 
@@ -27,6 +32,8 @@ const ACTIVE_ESTABLISHED: u32 = 4;
 const PASSIVE_ESTABLISHED: u32 = 5;
 pub const STATE: u32 = 10;
 const TCP_LISTEN: u32 = 11;
+/// `BPF_SOCK_OPS_HDR_OPT_LEN_CB`: before a segment is made, and when a sender asks how large one may be.
+const HDR_OPT_LEN: u32 = 14;
 
 pub const TCP_CLOSE: u32 = 7;
 const STATE_LISTEN: u32 = 10;
@@ -41,6 +48,7 @@ pub fn workload_sockops(ctx: SockOpsContext) -> u32 {
         PASSIVE_ESTABLISHED => accepted(&ctx),
         TCP_LISTEN => listening(&ctx),
         STATE if ctx.arg(1) == TCP_CLOSE => closed(&ctx),
+        HDR_OPT_LEN => about_to_send(&ctx),
         _ => None,
     };
     1
@@ -55,6 +63,7 @@ fn connecting(ctx: &SockOpsContext) -> Option<()> {
     if !state.is(SocketState::PROXY | SocketState::STEERED) {
         return None;
     }
+    workload_of(state)?;
     state.flow = ctx.flow();
     state.cookie = ctx.cookie();
     state.service_port = if state.original.is_some() {
@@ -74,8 +83,12 @@ fn connecting(ctx: &SockOpsContext) -> Option<()> {
     let tcp = socket.tcp();
     let initial_seq = tcp.and_then(|tcp| tcp.write_seq()).unwrap_or(0);
     state.start_seq = initial_seq.wrapping_add(1);
-    let suits = state.is(SocketState::PROXY) || tcp.is_some_and(nonblocking);
-    let pays = suits && allowed(state) && pays(state);
+    let proxy = state.is(SocketState::PROXY);
+    // Subflows of Multipath TCP, which the kernel makes itself, have their protocol on top of TCP, as kernel TLS is: neither enters
+    // the map.
+    let suits = tcp.is_some_and(|tcp| !tcp.has_ulp() && (proxy || nonblocking(tcp)));
+    let within = is_within_workload(state);
+    let pays = suits && allowed(state, within) && pays(state);
     let flag = |on: bool, flag: u32| if on { flag } else { 0 };
     let record = Rendezvous {
         owner: state.cookie,
@@ -93,7 +106,7 @@ fn connecting(ctx: &SockOpsContext) -> Option<()> {
     if state.is(SocketState::NO_HANDOVER) {
         count(state.workload, Counter::HandoverFailed, 1);
     }
-    if pays && !is_within_workload(state) {
+    if pays && !within {
         rendezvous::announce(state, &record);
     }
     ctx.watch_close()
@@ -112,14 +125,18 @@ fn nonblocking(socket: TcpSocket) -> bool {
     socket.is_nonblocking() == Some(true)
 }
 
-/// Whether redirect is switched on for the workload and for the connection's port.
+/// Whether redirect is switched on for the workload and for the connection's port. `within`: an application is at one end.
 #[inline(always)]
-fn allowed(state: &SocketState) -> bool {
+fn allowed(state: &SocketState, within: bool) -> bool {
+    let level = match within {
+        true => WORKLOAD_REDIRECT_TO_PROXIES,
+        false => WORKLOAD_REDIRECT,
+    };
     !state.is(SocketState::MULTIPATH)
         && LOAD_CONSTANTS.load().redirect != 0
-        && WORKLOADS.get(state.workload).is_some_and(|w| {
-            w.flags & WORKLOAD_REDIRECT != 0
-                && (state.is(SocketState::PROXY) || w.flags & WORKLOAD_SPLICES == 0)
+        && workload_of(state).is_some_and(|w| {
+            w.flags & level != 0
+                && (state.is(SocketState::PROXY) || splices(state.workload) & WORKLOAD_SPLICES == 0)
         })
         && port_rule(state.workload, state.direction, state.service_port) & PORT_NO_REDIRECT == 0
 }
@@ -130,9 +147,7 @@ fn pays(state: &SocketState) -> bool {
     let Some(profile) = PROFILES.get_ptr_mut(&pair::port(state)) else {
         return true;
     };
-    let adaptive = WORKLOADS
-        .get(state.workload)
-        .is_some_and(|w| w.flags & WORKLOAD_ADAPTIVE != 0);
+    let adaptive = workload_of(state).is_some_and(|w| w.flags & WORKLOAD_ADAPTIVE != 0);
     let pays = !adaptive || decide::pays(&read(profile));
     if !pays {
         count(state.workload, Counter::Unprofitable, 1);
@@ -175,8 +190,15 @@ fn enter(
     state: &mut SocketState,
     record: *mut Rendezvous,
 ) -> Option<()> {
-    let read_seq = socket.tcp()?.copied_seq()?;
+    let tcp = socket.tcp()?;
+    if tcp.has_ulp() {
+        return None;
+    }
+    let read_seq = tcp.copied_seq()?;
     pair::insert(ctx, socket, state, 0)?;
+    if state.claimed_peer.is_some() {
+        watch_for_tcp(ctx, state);
+    }
     update(record, |r: &mut Rendezvous| {
         r.answered_seq = read_seq.wrapping_sub(1);
         r.flags |= Rendezvous::ANSWERED;
@@ -189,8 +211,17 @@ fn enter(
 fn accepted(ctx: &SockOpsContext) -> Option<()> {
     let socket = ctx.socket()?;
     let state = match SOCKETS.get(socket) {
-        Some(state) => state,
-        None => unmarked(ctx, socket)?,
+        Some(state) => {
+            if workload_of(state).is_none() {
+                // The listener was one of a workload that has left.
+                *state = of_namespace(ctx)?;
+            }
+            state
+        }
+        None => {
+            let mut state = of_namespace(ctx)?;
+            SOCKETS.get_or_insert(socket, &mut state)?
+        }
     };
     // A copy of the listener's until now.
     let listener = TcpSocket::from_word(state.socket);
@@ -237,7 +268,7 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
     if within.is_none() {
         rendezvous::forget_pairing(state);
     }
-    if record.is(Rendezvous::TCP_ONLY) || !allowed(state) {
+    if record.is(Rendezvous::TCP_ONLY) || !allowed(state, within.is_some()) || tcp.has_ulp() {
         return None;
     }
     if !proxy
@@ -249,20 +280,47 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
     }
     pair::insert(ctx, socket, state, record.owner)?;
     pair::meet(record.owner, state.cookie);
+    if proxy && within.is_some() {
+        watch_for_tcp(ctx, state);
+    }
     ctx.watch_close()
 }
 
-/// An accepted socket whose listener bears no mark, as those of Multipath TCP do: in a namespace of the workload's own it is the
+/// A proxy's socket whose other end is an application: see `about_to_send`. Where nothing is redirected to applications, all
+/// that they get takes TCP, and their sockets are in the map for what they send.
+#[inline(always)]
+fn watch_for_tcp(ctx: &SockOpsContext, state: &SocketState) -> Option<()> {
+    let flags = workload_of(state)?.flags;
+    if flags & WORKLOAD_REDIRECT_TO_APPLICATIONS != 0 {
+        ctx.watch_segments(true)?;
+    }
+    Some(())
+}
+
+/// The first bytes that a proxy leaves to TCP take its application's socket out of the map, before they are queued.
+#[inline(always)]
+fn about_to_send(ctx: &SockOpsContext) -> Option<()> {
+    let state = SOCKETS.get(ctx.socket()?)?;
+    match evidence::leave(&Maps, state) {
+        Leave::NotYet => return Some(()),
+        Leave::Now(cookie) => pair::take_out(cookie),
+        Leave::Never => {}
+    }
+    ctx.watch_segments(false)
+}
+
+/// Of an accepted socket whose listener bears no mark, as those of Multipath TCP do: in a namespace of the workload's own it is the
 /// application's, which shall see the client's address all the same.
 #[inline(always)]
-fn unmarked(ctx: &SockOpsContext, socket: Socket) -> Option<&'static mut SocketState> {
+fn of_namespace(ctx: &SockOpsContext) -> Option<SocketState> {
     let workload = read(NAMESPACES.get_ptr(&ctx.netns_cookie())?);
-    let mut state = SocketState {
+    let enrolment = WORKLOADS.get(workload)?.enrolment;
+    (enrolment != 0).then_some(SocketState {
         workload,
+        enrolment,
         flags: SocketState::MULTIPATH,
         ..SocketState::default()
-    };
-    SOCKETS.get_or_insert(socket, &mut state)
+    })
 }
 
 /// A socket of the application begins to listen. Who has stopped is found by userspace: several sockets may listen at one
@@ -275,7 +333,7 @@ fn listening(ctx: &SockOpsContext) -> Option<()> {
         return None;
     }
     state.socket = socket.tcp().map_or(0, TcpSocket::to_word);
-    if WORKLOADS.get(state.workload)?.netns != ctx.netns_cookie() {
+    if workload_of(state)?.netns != ctx.netns_cookie() {
         return None;
     }
     let local = ctx.flow().local;
@@ -310,6 +368,7 @@ fn closed(ctx: &SockOpsContext) -> Option<()> {
     if state.is(SocketState::IN_MAP) {
         pair::remove(state);
     }
-    state.flags &= SocketState::PROXY | SocketState::MULTIPATH | SocketState::STEERED;
+    // Where it led is forgotten: the socket may be connected anew.
+    state.flags &= SocketState::PROXY | SocketState::MULTIPATH;
     Some(())
 }

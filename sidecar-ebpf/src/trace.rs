@@ -2,55 +2,61 @@
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use sidecar_common::{
-    address::Address,
-    record::{Counter, EVENT_SPLICE},
-    settings::{ROLE_PROXY, WORKLOAD_PROXY_SPLICES, WORKLOAD_SPLICES},
+    flow::FlowKey,
+    record::Counter,
+    settings::{WORKLOAD_PROXY_SPLICES, WORKLOAD_SPLICES},
+    socket_state::SocketState,
 };
+use sidecar_ebpf::evidence::Tcp;
 
 use crate::{
-    context::{LOAD_CONSTANTS, SystemCall, entry, now_ns},
-    counters::{count, event_of_task},
-    maps::WORKLOADS,
-    member::member_of_current,
+    context::{LOAD_CONSTANTS, SystemCall, entry, traced},
+    counters::{count, event_of_splice},
+    enrolment::workload_of,
+    maps::{ACCOUNTS, SOCKETS},
 };
-
-/// How long after the first splice its events are sent.
-const CAUGHT_NS: u64 = 10_000_000_000;
 
 /// `splice(2)` reads a socket's TCP queue only and would never see redirected bytes: the workload that uses it
 /// gets none from then on.
 ///
-/// Whatever reads a TCP queue comes by here, whether it finds anything or not; what reads redirected bytes does not.
+/// Whatever reads a TCP queue comes by here, whether it finds anything or not. An ordinary read of a socket in the map does so
+/// only when nothing redirected waits there. So who comes by while something does splices, whichever way: by the system call of
+/// another architecture, by io_uring, or with `TCP_ZEROCOPY_RECEIVE`. `splice(2)` itself is known by its number before that.
 #[btf_tracepoint(function = "tcp_rcv_space_adjust")]
-pub fn trace_splice(_ctx: BtfTracePointContext) -> i32 {
-    let _ = try_splice();
+pub fn trace_splice(ctx: BtfTracePointContext) -> i32 {
+    let _ = try_splice(&ctx);
     0
 }
 
 #[inline(always)]
-fn try_splice() -> Option<()> {
-    let call = SystemCall::current();
-    if call.number()? != LOAD_CONSTANTS.load().splice_number {
+fn try_splice(ctx: &BtfTracePointContext) -> Option<()> {
+    let socket = traced(ctx)?;
+    let state = SOCKETS.get(socket)?;
+    let number = SystemCall::current().number()?;
+    // Two threads that read one socket may get in each other's way between the look at the queue and the read.
+    let blind = state.is(SocketState::IN_MAP)
+        && !SystemCall::reads(number)
+        && !socket.traced_tcp().ingress_is_empty();
+    if !blind && number != LOAD_CONSTANTS.load().splice_number {
         return None;
     }
-    let member = member_of_current()?;
-    let fd = call.first_argument()? as i32;
-    let workload = entry(WORKLOADS.get_ptr_mut(member.workload)?);
-    let now_ns = now_ns();
-    let splices = if member.role == ROLE_PROXY {
+    workload_of(state)?;
+    let account = entry(ACCOUNTS.get_ptr_mut(state.workload)?);
+    let splices = if state.is(SocketState::PROXY) {
         WORKLOAD_PROXY_SPLICES
     } else {
         WORKLOAD_SPLICES
     };
-    if workload.flags & splices == 0 {
-        workload.splices_since_ns = now_ns;
-        workload.flags |= splices;
-        count(member.workload, Counter::Splice, 1);
+    let first = account.splices & splices == 0;
+    if first {
+        account.splices |= splices;
+        count(state.workload, Counter::Splice, 1);
     }
-    // Flows that hold redirected bytes already are the ones in trouble: userspace looks at each socket that is
-    // read so in the beginning.
-    if now_ns - workload.splices_since_ns < CAUGHT_NS {
-        event_of_task(EVENT_SPLICE, member.workload, fd, Address::default());
+    if blind {
+        // Userspace resets the connection, which would hang.
+        event_of_splice(state.workload, state.flow);
+    } else if first {
+        event_of_splice(state.workload, FlowKey::default());
     }
     Some(())
 }

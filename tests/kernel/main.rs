@@ -24,6 +24,8 @@ mod peers;
 mod protocols;
 mod readers;
 mod resets;
+mod soak;
+mod splices;
 mod stalled;
 mod startup;
 mod units;

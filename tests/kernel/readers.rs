@@ -1,10 +1,12 @@
 //! Every way to read: none hangs or misreads. What the kernel cannot give is counted, and where it can be detected, the
 //! flow is opted out.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use sidecar_tests::{
     report::Report,
-    world::{Settings, Workload, World},
+    world::{Settings, Workload, World, programs},
 };
 
 use crate::integrity::{Ends, always, exchange};
@@ -24,6 +26,8 @@ pub const WAYS: [&str; 10] = [
 ];
 
 const CONNECTIONS: &str = "200";
+/// Longer than anything takes.
+const SOON: Duration = Duration::from_secs(90);
 
 /// Both ends read in one way; each sleeps in `send` with one thread and reads with another.
 fn read_exactly(how: &str) {
@@ -136,6 +140,68 @@ fn hasty_epoll() {
                 server.expect_exact(1000)?;
             }
         }
+        Ok(())
+    });
+}
+
+/// Accepts, makes the socket non-blocking a moment later, as asyncio and Java NIO do, and reads what `FIONREAD` promises, as
+/// nginx does: 0 means that nothing is there. Says how many have been answered. Arguments: address, port.
+const LATE: &str = r#"
+import fcntl, select, socket, struct, sys, termios, time
+l = socket.create_server((sys.argv[1], int(sys.argv[2])), backlog=256)
+l.setblocking(False)
+ep, held = select.epoll(), {}
+ep.register(l, select.EPOLLIN)
+print("listening", flush=True)
+while True:
+    for fd, _ in ep.poll():
+        if fd == l.fileno():
+            c, _ = l.accept()
+            # Accepted sockets block in Python until somebody says otherwise.
+            c.setblocking(True)
+            time.sleep(0.005)
+            c.setblocking(False)
+            held[c.fileno()] = [c, 0]
+            ep.register(c, select.EPOLLIN | select.EPOLLET)
+            continue
+        c, got = held[fd]
+        while (waiting := struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"0000"))[0]):
+            got += len(c.recv(waiting))
+        held[fd][1] = got
+        if got == 1400: c.send(b"ok"); held[fd][1] = 0
+"#;
+
+/// Two requests on each of 100 connections. Arguments: address, port.
+const ASK: &str = r#"
+import socket, sys
+lost = 0
+for _ in range(100):
+    s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)
+    s.settimeout(2)
+    try:
+        for _ in range(2):
+            s.sendall(b"x" * 700); s.sendall(b"y" * 700)
+            assert s.recv(10) == b"ok"
+    except OSError: lost += 1
+print("lost", lost, flush=True)
+"#;
+
+/// Bytes that are left to TCP are found by who asks for their number: its socket has left the map by then.
+#[test]
+fn fionread_of_a_socket_that_is_nonblocking_late() {
+    World::play(|world| {
+        let a = world.workload("a")?.with_sidecar(&always())?;
+        let b = world.workload("b")?.with_sidecar(&always())?;
+        let python = programs::packaged("python3", "python3")?;
+        let (ip, port) = (b.v4(7000).ip().to_string(), "7000");
+        let mut server = b.start("late", python.clone(), &["-c", LATE, &ip, port])?;
+        server.line_within("listening", SOON)?;
+        let client = a.start("ask", python, &["-c", ASK, &ip, port])?;
+        let lost = client.finish(SOON)?.success()?.stdout;
+        ensure!(lost.trim() == "lost 0", "{lost}");
+        let metrics = b.metrics()?;
+        let blocking = metrics.kernel_events("fallback_blocking");
+        ensure!(blocking > 0, "none of them was late: {metrics}");
         Ok(())
     });
 }

@@ -8,6 +8,7 @@ mod kernel;
 mod machine;
 mod packages;
 mod table;
+mod variant;
 
 use crate::{build, paths, process, setup, signals, step, summary::Counts};
 use anyhow::{Context as _, Result, bail};
@@ -15,11 +16,13 @@ use std::path::{Path, PathBuf};
 
 use kernel::Kernel;
 use table::Row;
+use variant::Variant;
 
 /// Which kernels.
 #[derive(clap::Args)]
 pub struct Args {
-    /// 5.10, 6.1, 6.12, 6.12-bpo, newest, or a directory into which a package of a kernel was unpacked; all of Debian's if none is named
+    /// 5.10, 6.1, 6.12, 6.12-bpo, newest, or a directory into which a package of a kernel was unpacked; all of Debian's if none is named.
+    /// With `:lockdown` behind it the kernel lets no program read its memory, with `:no-btf` it does not tell its types
     #[arg(value_name = "KERNEL")]
     kernels: Vec<String>,
     /// Write what was found, with all details, to this file
@@ -30,8 +33,8 @@ pub struct Args {
     refresh: bool,
 }
 
-/// Those that CI runs: the oldest that most users of Debian have, and the newest.
-const IN_CI: [&str; 2] = ["6.1", "newest"];
+/// Those that CI runs: the oldest that most users of Debian have, and the newest, as it is and locked down.
+const IN_CI: [&str; 3] = ["6.1", "newest", "newest:lockdown"];
 
 /// Runs the kernels that were asked for and prints a table of what came of it.
 ///
@@ -72,14 +75,15 @@ fn run(sidecar: &Path, names: &[String], refresh: bool) -> Result<Vec<Row>> {
     let programs = programs(sidecar)?;
     let mut rows = Vec::new();
     for name in names {
-        let row = match Kernel::get(name, refresh) {
+        let (kernel, variant) = Variant::split(name);
+        let row = match Kernel::get(kernel, refresh) {
             Ok(kernel) => {
                 let initramfs = initramfs::build(&kernel, &programs)?;
-                let row = machine::run(&kernel, &initramfs)?;
+                let row = machine::run(name, &kernel, variant, &initramfs)?;
                 if row.broken.is_some() && signals::interrupted().is_none() {
                     // Steps that fail are never tried again. A machine that breaks down may be the emulation's fault.
                     eprintln!("   {name}: the machine broke down and is started once more");
-                    machine::run(&kernel, &initramfs)?.second()
+                    machine::run(name, &kernel, variant, &initramfs)?.second()
                 } else {
                     row
                 }

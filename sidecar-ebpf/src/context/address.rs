@@ -1,10 +1,14 @@
 //! The contexts that say who connects to whom: sock_create, sock_addr, and sk_lookup.
 
-use core::ptr;
+use core::{mem::MaybeUninit, ptr};
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::bpf_get_socket_cookie,
+    bindings::bpf_sock_tuple,
+    helpers::{
+        bpf_get_netns_cookie, bpf_get_socket_cookie,
+        generated::{bpf_sk_lookup_tcp, bpf_sk_release},
+    },
     programs::{SkLookupContext, SockAddrContext, SockContext},
 };
 use sidecar_common::address::{Address, Ip};
@@ -33,12 +37,17 @@ pub fn created(ctx: &SockContext) -> Option<(Socket, u32, u32, u32)> {
 pub trait UserAddress {
     fn socket(&self) -> Option<Socket>;
     fn cookie(&self) -> u64;
+    fn netns_cookie(&self) -> u64;
     fn kind(&self) -> (u32, u32);
     fn address4(&self) -> Address;
     fn address6(&self) -> Address;
     fn set_address4(&self, address: Address);
     fn set_address6(&self, address: Address);
+    fn listener<R>(&self, at: Address, look: impl FnOnce(Socket) -> R) -> Option<R>;
 }
+
+/// `BPF_F_CURRENT_NETNS`: the network namespace of the context's socket.
+const CURRENT_NETNS: u64 = u64::MAX;
 
 impl UserAddress for SockAddrContext {
     #[inline(always)]
@@ -51,6 +60,13 @@ impl UserAddress for SockAddrContext {
     fn cookie(&self) -> u64 {
         // SAFETY: the helper takes this context.
         unsafe { bpf_get_socket_cookie(self.as_ptr()) }
+    }
+
+    /// Of the socket's network namespace.
+    #[inline(always)]
+    fn netns_cookie(&self) -> u64 {
+        // SAFETY: the helper takes this context.
+        unsafe { bpf_get_netns_cookie(self.as_ptr()) }
     }
 
     /// Socket type and protocol.
@@ -109,6 +125,42 @@ impl UserAddress for SockAddrContext {
                 &raw mut (*self.sock_addr).user_port,
                 u32::from(address.port.to_be()),
             );
+        }
+    }
+
+    /// Looks at the TCP socket that listens at `at`, an address of the socket's own loopback, for connections from there.
+    #[inline(always)]
+    fn listener<R>(&self, at: Address, look: impl FnOnce(Socket) -> R) -> Option<R> {
+        let mut tuple = MaybeUninit::<bpf_sock_tuple>::zeroed();
+        let port = at.port.to_be();
+        // SAFETY: the helper reads as many bytes of the tuple as it is told; the socket that it gives is released once.
+        unsafe {
+            let ends = &raw mut (*tuple.as_mut_ptr()).__bindgen_anon_1;
+            let bytes = if at.ip.is_v4() {
+                let v4 = &raw mut (*ends).ipv4;
+                (*v4).saddr = at.ip.0[3];
+                (*v4).daddr = at.ip.0[3];
+                (*v4).dport = port;
+                size_of_val(&*v4)
+            } else {
+                let v6 = &raw mut (*ends).ipv6;
+                (*v6).saddr = at.ip.0;
+                (*v6).daddr = at.ip.0;
+                (*v6).dport = port;
+                size_of_val(&*v6)
+            };
+            let found = bpf_sk_lookup_tcp(
+                self.as_ptr(),
+                tuple.as_mut_ptr(),
+                bytes as u32,
+                CURRENT_NETNS,
+                0,
+            );
+            let looked = Socket::new(found).map(look);
+            if !found.is_null() {
+                bpf_sk_release(found.cast());
+            }
+            looked
         }
     }
 }

@@ -3,8 +3,8 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::bpf_sock_ops,
-    btf_maps::ProgramArray,
-    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie},
+    btf_maps::{ProgramArray, SockHash},
+    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, generated::bpf_map_delete_elem},
     programs::{SkMsgContext, SockOpsContext},
 };
 use sidecar_common::{
@@ -50,6 +50,8 @@ impl Ends for SockOpsContext {
 
 /// `BPF_SOCK_OPS_STATE_CB_FLAG`
 const STATE_CB_FLAG: i32 = 4;
+/// `BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG`
+const WRITE_HDR_OPT_CB_FLAG: i32 = 1 << 6;
 
 /// What the sock_ops programs need beyond aya's accessors.
 pub trait Operation {
@@ -57,6 +59,7 @@ pub trait Operation {
     fn cookie(&self) -> u64;
     fn netns_cookie(&self) -> u64;
     fn watch_close(&self) -> Option<()>;
+    fn watch_segments(&self, on: bool) -> Option<()>;
     #[expect(
         clippy::mut_from_ref,
         reason = "aya's SockHash::update wants it so; the context outlives the call"
@@ -95,6 +98,17 @@ impl Operation for SockOpsContext {
             .ok()
     }
 
+    /// Asks for a call before each segment is made, and before bytes are queued for one, or for no more of them.
+    #[inline(always)]
+    fn watch_segments(&self, on: bool) -> Option<()> {
+        let flags = self.cb_flags() as i32;
+        self.set_cb_flags(match on {
+            true => flags | WRITE_HDR_OPT_CB_FLAG,
+            false => flags & !WRITE_HDR_OPT_CB_FLAG,
+        })
+        .ok()
+    }
+
     #[inline(always)]
     fn raw(&self) -> &mut bpf_sock_ops {
         // SAFETY: the context is valid for the run of the program.
@@ -107,6 +121,15 @@ impl Operation for SockOpsContext {
 pub fn sender(ctx: &SkMsgContext) -> Option<Socket> {
     // SAFETY: a context field.
     Socket::new(unsafe { (*ctx.msg).__bindgen_anon_3.sk })
+}
+
+/// Takes a socket out of the map, which fails where it is not in there.
+#[inline(always)]
+pub fn take_out<const SLOTS: usize>(map: &SockHash<u64, SLOTS>, key: u64) -> Option<()> {
+    let map = core::ptr::from_ref(map).cast_mut().cast();
+    // SAFETY: the map is the kernel's; the key is on our stack.
+    let code = unsafe { bpf_map_delete_elem(map, (&raw const key).cast_mut().cast()) };
+    (code == 0).then_some(())
 }
 
 /// Goes on with the program in `programs`, and does not come back if there is one.

@@ -3,6 +3,7 @@
 use aya_ebpf::{
     bindings::bpf_sock,
     helpers::{bpf_probe_read_kernel_buf, generated::bpf_skc_to_tcp_sock},
+    programs::BtfTracePointContext,
 };
 
 use sidecar_ebpf::evidence::Tcp;
@@ -26,6 +27,12 @@ impl Socket {
         unsafe { (*self.0).state }
     }
 
+    /// As `tcp`, of a socket that a tracepoint of TCP's was called with.
+    #[inline(always)]
+    pub fn traced_tcp(self) -> TcpSocket {
+        TcpSocket(self.0.cast_const().cast())
+    }
+
     /// The kernel's `tcp_sock`, to be read with `probe`. `None` where redirect is off.
     #[inline(always)]
     pub fn tcp(self) -> Option<TcpSocket> {
@@ -41,6 +48,12 @@ impl Socket {
             Some(TcpSocket(tcp.cast()))
         }
     }
+}
+
+/// The socket that a tracepoint of TCP's was called with.
+#[inline(always)]
+pub fn traced(ctx: &BtfTracePointContext) -> Option<Socket> {
+    Socket::new(ctx.arg(0))
 }
 
 /// A `struct tcp_sock`, read at the offsets of the running kernel's BTF.

@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::{
     bpf_get_current_ancestor_cgroup_id, bpf_get_current_pid_tgid, bpf_ktime_get_ns,
-    generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
+    generated::{bpf_get_current_task_btf, bpf_set_retval, bpf_task_pt_regs},
 };
 
 use super::{LOAD_CONSTANTS, socket::probe};
@@ -18,6 +18,16 @@ pub fn ancestor_cgroup(level: i32) -> u64 {
 #[inline(always)]
 pub fn current_pid() -> u32 {
     (bpf_get_current_pid_tgid() >> 32) as u32
+}
+
+/// Has the system call that is about to be refused fail with `errno` rather than EPERM, where the kernel can.
+#[inline(always)]
+pub fn fail_with(errno: i32) {
+    // Constant when the verifier looks: older kernels have no such helper.
+    if LOAD_CONSTANTS.load().set_retval != 0 {
+        // SAFETY: no pointers.
+        unsafe { bpf_set_retval(-errno) };
+    }
 }
 
 /// The system call that the current task is in, from the registers with which it entered the kernel.
@@ -36,9 +46,15 @@ impl SystemCall {
         probe(self.0, LOAD_CONSTANTS.load().call_number).map(u32::from_ne_bytes)
     }
 
+    /// Whether it reads a socket, and both queues of one in the map.
     #[inline(always)]
-    pub fn first_argument(self) -> Option<u64> {
-        probe(self.0, LOAD_CONSTANTS.load().first_argument).map(u64::from_ne_bytes)
+    pub fn reads(number: u32) -> bool {
+        let [read, readv, recvfrom, recvmsg, recvmmsg] = LOAD_CONSTANTS.load().read_numbers;
+        number == read
+            || number == readv
+            || number == recvfrom
+            || number == recvmsg
+            || number == recvmmsg
     }
 }
 

@@ -40,6 +40,7 @@ use crate::{
         exclusion::LOOK_EVERY,
         node::{self, Node, adopted::Adopted, uninstall},
         pins,
+        proof::{Proof, Reach},
     },
     kubernetes::{Api, api::SERVICE_ACCOUNT, taint},
     lifecycle::{
@@ -78,10 +79,10 @@ fn serve(args: Serve) -> Result<ExitCode> {
         let _ = node.close();
         return Err(error);
     }
-    let redirect = node.no_redirect().map_or("on", |_| "off");
     info!(
         adopted = adopted.len(),
-        redirect, "the kernel half is loaded"
+        redirect = %node.reach(),
+        "the kernel half is loaded"
     );
     let kubelets = Kubelets::new(host.mount_point(), &args.kubelet_cgroup);
     let mut state = State::new(node, host, adopted, foreign, kubelets);
@@ -103,21 +104,19 @@ fn serve(args: Serve) -> Result<ExitCode> {
     served.map(|()| ExitCode::SUCCESS)
 }
 
-/// Tries redirect if nobody has, and puts our programs in the place of a former agent's.
+/// Tries redirect, and puts our programs in the place of a former agent's.
 fn prepare(node: &mut Node, bpffs: &Path) -> Result<()> {
-    let outdated = node.is_outdated();
-    let refused = match outdated || node.is_unproven() {
-        true => self_test(bpffs).unwrap_or_else(|error| Some(format!("{error:#}"))),
-        false => None,
+    let reach = match node.reach().is_off() {
+        true => node.reach().clone(),
+        false => self_test(bpffs)
+            .unwrap_or_else(|error| Reach::off(Proof::Programs, format!("{error:#}"))),
     };
     node.warm_up()?;
-    if outdated {
-        let upgraded = node.upgrade(refused.as_deref());
+    if node.is_outdated() {
+        let upgraded = node.upgrade(&reach);
         upgraded.context("the pods of the former agent keep its programs: start that one again, or `sidecar agent uninstall`")?;
     }
-    if node.is_unproven() {
-        node.proven(refused)?;
-    }
+    node.proven(reach)?;
     node.sign()?;
     Ok(())
 }
@@ -145,14 +144,11 @@ async fn served(args: &Serve, mut signals: Signals, state: &Rc<RefCell<State>>) 
             set_log_filter: super::log_filter(),
         }),
     ));
-    let (events, tables) = {
-        let mut state = state.borrow_mut();
-        (state.node().take_events(), state.node().open_tables()?)
-    };
+    let events = state.borrow_mut().node().take_events();
     if let Some(events) = events {
         let state = state.clone();
         let whose = move |slot| state.borrow().whose(slot);
-        spawn_local(events::follow(events, tables, whose));
+        spawn_local(events::follow(events, whose));
     }
     spawn_local(look_after(state.clone()));
     spawn_local(agent.serve(listener));
@@ -209,9 +205,9 @@ fn open(base: &Path) -> Result<(Node, Vec<Adopted>), AttachError> {
     }
 }
 
-/// Tries redirect on real sockets of a workload of our own: why it must stay off, if so. In a directory of its own, so that
-/// no pod has anything to do with programs that may fail.
-fn self_test(base: &Path) -> Result<Option<String>> {
+/// Tries on real sockets of a workload of our own how far redirect may go. In a directory of its own, so that no pod has
+/// anything to do with programs that may fail.
+fn self_test(base: &Path) -> Result<Reach> {
     let base = &base.join(pins::TRIAL);
     pins::discard(base)?;
     let steering = Steering {
@@ -222,7 +218,7 @@ fn self_test(base: &Path) -> Result<Option<String>> {
     let cgroups = Cgroups::create(&steering.name, None)?;
     let tried = trial(base, &steering, &cgroups);
     cgroups.remove();
-    Ok(tried?.refused)
+    Ok(tried?.reach)
 }
 
 fn uninstall(args: &Uninstall) -> Result<ExitCode> {

@@ -14,7 +14,7 @@ use crate::{
     config,
     identity::source,
     kernel::{btf::Btf, features, load::OBJECT},
-    model::{Snapshot, Steering},
+    model::{Level, Snapshot, Steering},
     sys::cgroup::Cgroup,
     tls::mesh::Mesh,
 };
@@ -242,7 +242,7 @@ fn self_test(findings: &mut Findings, args: &Check, snapshot: &Snapshot) {
         ),
         Ok(Trial {
             parts,
-            refused,
+            reach,
             egress,
         }) => {
             findings.ok("kernel half", "loads and attaches");
@@ -265,22 +265,47 @@ fn self_test(findings: &mut Findings, args: &Check, snapshot: &Snapshot) {
             }
             for part in parts {
                 match part.failure {
-                    None => findings.ok("self-test", part.name),
-                    Some(failure) => {
-                        findings.warn("self-test", format!("{}: {failure}", part.name), STEER_ONLY)
+                    None => findings.ok("self-test", part.name.name()),
+                    // Only a level below the one that holds rests on it.
+                    Some(failure) if reach.limit.is_none() => {
+                        findings.ok(
+                            "self-test",
+                            format!("{}: {failure}, which sockets avoid", part.name.name()),
+                        );
                     }
+                    Some(failure) => findings.warn(
+                        "self-test",
+                        format!("{}: {failure}", part.name.name()),
+                        remedy(reach.level),
+                    ),
                 }
             }
-            match refused {
-                None => findings.ok("redirect", "on: proven on this kernel just now"),
-                Some(why) => findings.warn("redirect", why, STEER_ONLY),
+            match &reach.limit {
+                None => findings.ok(
+                    "redirect",
+                    format!("{reach}: proven on this kernel just now"),
+                ),
+                Some(_) => findings.warn("redirect", &reach, remedy(reach.level)),
             }
         }
     }
 }
 
-const STEER_ONLY: &str =
-    "connections are steered, their bytes take TCP; a newer kernel may do better";
+/// What a level means, where it is not the highest.
+fn remedy(level: Level) -> &'static str {
+    match level {
+        Level::Off => "connections are steered, their bytes take TCP; a newer kernel may do better",
+        Level::BetweenProxies => {
+            "connections are steered; messages pass TCP between two proxies of this node only; a newer kernel may do better"
+        }
+        Level::TowardsProxies => {
+            "connections are steered; messages to applications take TCP, others pass it; a newer kernel may do better"
+        }
+        Level::TowardsApplications | Level::Joined => {
+            "connections are steered; messages pass TCP, but not the proxies; a newer kernel may do better"
+        }
+    }
+}
 
 fn print(findings: &[Finding], worst: Verdict) {
     for finding in findings {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, process::ExitCode};
 
 use anyhow::Result;
 use serde::Serialize;
-use sidecar_common::settings::{ROLE_EXCLUDED, WORKLOAD_REDIRECT};
+use sidecar_common::settings::ROLE_EXCLUDED;
 
 use super::{look_from_the_node, require_root};
 use crate::{
@@ -13,8 +13,10 @@ use crate::{
         layout::Layout,
         links,
         pins::{AGENT, FoundWorkload, Pins},
+        proof::Proof,
         tables::Tables,
     },
+    model::Level,
     sys::cgroup::Cgroup,
 };
 
@@ -36,7 +38,11 @@ struct Workload {
     cgroups: Vec<String>,
     excluded_cgroups: Vec<String>,
     outbound_port: u16,
-    redirect: bool,
+    /// How far it goes.
+    redirect: Level,
+    /// What the next level lacks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redirect_limit: Option<Proof>,
     credit_bytes: u32,
     links: Vec<String>,
     events: BTreeMap<&'static str, u64>,
@@ -103,7 +109,8 @@ fn workload(found: FoundWorkload, tables: Option<&Tables>) -> Result<Workload> {
         cgroups: found.pod.map(shown).into_iter().collect(),
         excluded_cgroups: Vec::new(),
         outbound_port: 0,
-        redirect: false,
+        redirect: Level::Off,
+        redirect_limit: None,
         credit_bytes: 0,
         links,
         events: BTreeMap::new(),
@@ -114,7 +121,8 @@ fn workload(found: FoundWorkload, tables: Option<&Tables>) -> Result<Workload> {
     };
     let settings = tables.workload(found.slot)?;
     workload.outbound_port = settings.outbound_port;
-    workload.redirect = settings.flags & WORKLOAD_REDIRECT != 0;
+    workload.redirect = Level::of_flags(settings.flags);
+    workload.redirect_limit = Proof::of_number(settings.redirect_limit);
     workload.credit_bytes = settings.credit_bytes;
     let excluded = tables.cgroups_in_role(found.slot, ROLE_EXCLUDED);
     let mut own = tables.cgroups_of(found.slot);
@@ -166,11 +174,19 @@ fn print(node: &Node) {
             println!("    attached with an object of another ABI: no more is known");
             continue;
         }
-        let redirect = if workload.redirect { "on" } else { "off" };
-        println!(
-            "    outbound  port {}, redirect {redirect}",
-            workload.outbound_port
-        );
+        println!("    outbound  port {}", workload.outbound_port);
+        match workload.redirect_limit {
+            None => println!("    redirect  {}", workload.redirect),
+            Some(Proof::Configuration) => println!(
+                "    redirect  {}: the configuration says so",
+                workload.redirect
+            ),
+            Some(proof) => println!(
+                "    redirect  {}: this kernel lacks \"{}\", see `sidecar check`",
+                workload.redirect,
+                proof.name()
+            ),
+        }
         for (counter, n) in &workload.events {
             println!("    {counter:<16} {n}");
         }

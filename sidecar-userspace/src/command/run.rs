@@ -107,8 +107,8 @@ async fn proxied(
     proxy.log_filter = super::log_filter();
     proxy.mesh = Some(identity.handle().clone());
     let proxy = proxy.start()?;
-    let redirect = enrolment.no_redirect().map_or("on", |_| "off");
-    info!(workload = subject.steering.name, ports = ?proxy.ports(), redirect, "steering");
+    let redirect = enrolment.reach();
+    info!(workload = subject.steering.name, ports = ?proxy.ports(), %redirect, "steering");
 
     let application = match args.command.is_empty() {
         true => None,
@@ -116,7 +116,7 @@ async fn proxied(
     };
     tokio::task::spawn_local(exclusion::follow(
         enrolment.open_tables()?,
-        enrolment.slot(),
+        enrolment.identity(),
         cgroups.application.clone(),
         config.clone(),
     ));
@@ -124,13 +124,11 @@ async fn proxied(
         enrolment.open_tables()?,
         enrolment.slot(),
         cgroups.application.clone(),
-        cgroups.proxy.clone(),
     ));
     if let Some(ring) = enrolment.take_events() {
         let (own, config) = (enrolment.slot(), config.clone());
         let whose = move |slot| (slot == own).then(|| Rc::new(Steering::from(&*config.load())));
-        let tables = enrolment.open_tables()?;
-        tokio::task::spawn_local(events::follow(ring, tables, whose));
+        tokio::task::spawn_local(events::follow(ring, whose));
     }
     if let Some(log) = enrolment.take_log() {
         tokio::task::spawn_local(events::follow_log(log));

@@ -15,7 +15,7 @@ use super::Usage;
 use crate::{
     kernel::{
         attach::{AttachError, Enrolment, own_namespace},
-        selftest::Finding,
+        proof::{Finding, Reach},
         workload::Subject,
     },
     model::Steering,
@@ -89,8 +89,8 @@ impl Cgroups {
 /// What came of trying redirect on real sockets.
 pub struct Trial {
     pub parts: Vec<Finding>,
-    /// Why redirect must stay off, if so.
-    pub refused: Option<String>,
+    /// How far it may go.
+    pub reach: Reach,
     /// What rules for destinations need could be attached; why packet sockets could not be kept from sending, if so.
     pub egress: Result<Option<String>, AttachError>,
 }
@@ -107,13 +107,13 @@ pub fn trial(base: &Path, steering: &Steering, cgroups: &Cgroups) -> Result<Tria
     let mut enrolment = Enrolment::begin(base, &subject)?;
     let entered = cgroups.proxy.enter().map_err(AttachError::from);
     let parts = entered.and_then(|()| enrolment.self_test(steering));
-    let refused = enrolment.no_redirect().map(str::to_owned);
+    let reach = enrolment.reach().clone();
     let egress = enrolment.try_egress(steering);
     // Whatever came of it: fail rule `closed` would have something stay.
     enrolment.leave()?;
     Ok(Trial {
         parts: parts?,
-        refused,
+        reach,
         egress,
     })
 }

@@ -25,7 +25,7 @@ use super::{
     scalar::{Marked, Number, Setting, Size, Time},
     value::{Bind, FilePath, ListenPort, Name},
 };
-use crate::model::{AccessLogFormat, FailRule, cgroup::CgroupPattern};
+use crate::model::{AccessLogFormat, FailRule, Level, cgroup::CgroupPattern};
 
 /// One millisecond to a day.
 pub type Timeout = Time<1, 86_400_000>;
@@ -99,6 +99,8 @@ pub struct WorkloadExclude {
 pub struct Redirect {
     /// Whether it is used where the kernel can do it safely.
     pub enabled: Option<Setting<bool>>,
+    /// How far it goes at most. A kernel that lacks something goes less far by itself: `sidecar check` says why.
+    pub level: Option<Setting<Level>>,
     /// Learn for each port whether redirect pays there (it does for requests and answers, not for bulk), and leave
     /// new connections to the others on TCP.
     pub adaptive: Option<Setting<bool>>,

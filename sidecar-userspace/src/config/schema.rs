@@ -88,6 +88,7 @@ fn defaults() -> Value {
         "inbound": { "capture": inbound.capture.word() },
         "redirect": {
             "enabled": redirect.enabled,
+            "level": redirect.level,
             "adaptive": redirect.adaptive,
             "credit": size_text(u64::from(redirect.credit_bytes)),
         },

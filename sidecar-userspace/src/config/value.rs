@@ -16,7 +16,7 @@ use crate::{
     fetch::Place,
     identity::{SpiffeId, TrustDomain},
     model::{
-        self, AccessLogFormat, Cidr, FailRule, HostMatch, InboundCapture, IpProtocol, Mtls,
+        self, AccessLogFormat, Cidr, FailRule, HostMatch, InboundCapture, IpProtocol, Level, Mtls,
         Protocol, UnknownDestination, cgroup::CgroupPattern,
     },
     policy::{Action, PathNormalization, Posture},
@@ -76,6 +76,13 @@ choice!(Posture { "allow" => Allow, "deny" => Deny });
 choice!(PathNormalization {
     "strict" => Strict, "none" => None, "base" => Base, "mergeSlashes" => MergeSlashes,
     "decodeAndMergeSlashes" => DecodeAndMergeSlashes
+});
+choice!(Level {
+    "off" => Off,
+    "between-proxies" => BetweenProxies,
+    "towards-proxies" => TowardsProxies,
+    "towards-applications" => TowardsApplications,
+    "joined" => Joined,
 });
 choice!(FailRule { "closed" => Closed, "open" => Open });
 choice!(Mtls { "disable" => Disable, "permissive" => Permissive, "strict" => Strict });

@@ -43,7 +43,7 @@ pub trait Follow: fmt::Debug + Send + Sync {
     fn prepare(&self, new: &Snapshot) -> Result<(), String>;
 
     /// `new` is in force: what only the one before needed may go.
-    fn settle(&self, new: &Snapshot);
+    fn commit(&self, new: &Snapshot);
 }
 
 /// What became of the reloads so far.
@@ -152,7 +152,7 @@ impl SnapshotHandle {
         let new = Arc::new(new);
         self.current.store(new.clone());
         if let Some(follower) = follower {
-            follower.settle(&new);
+            follower.commit(&new);
         }
         self.changed.send_replace(new.generation);
         tracing::info!(

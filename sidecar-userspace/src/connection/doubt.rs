@@ -137,7 +137,7 @@ async fn behind_others() {
 }
 
 impl Doubt {
-    /// A read came short. Whoever knows that this ended the message says so by [`Self::settle`].
+    /// A read came short. Whoever knows that this ended the message says so by [`Self::message_done`].
     pub fn raise(&self) {
         self.open.store(true, Relaxed);
         self.asks.store(false, Relaxed);
@@ -152,7 +152,7 @@ impl Doubt {
     }
 
     /// Nothing is owed: the message is complete.
-    pub fn settle(&self) {
+    pub fn message_done(&self) {
         self.owed.store(false, Relaxed);
     }
 

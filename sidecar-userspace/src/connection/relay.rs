@@ -387,8 +387,8 @@ impl Flow {
         from: &'a TcpStream,
         to: &'a TcpStream,
         turn: &Turn,
-    ) -> join::Direction<'a, TcpStream> {
-        join::Direction {
+    ) -> join::HalfRelay<'a, TcpStream> {
+        join::HalfRelay {
             from,
             to,
             passed_bytes: self.moved_bytes,

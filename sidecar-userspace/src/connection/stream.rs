@@ -340,7 +340,7 @@ mod tests {
     fn what_is_not_owed_is_found_later() {
         play(async |doubts| {
             let (mut stream, doubt, _peer) = with_missed_edge(&doubts).await;
-            doubt.settle();
+            doubt.message_done();
             let start = std::time::Instant::now();
             assert_eq!(read(&mut stream).await, b"missed");
             assert!(start.elapsed() >= Duration::from_millis(40));
@@ -367,7 +367,7 @@ mod tests {
     fn an_edge_answers_the_question() {
         play(async |doubts| {
             let (mut stream, doubt, mut peer) = with_missed_edge(&doubts).await;
-            doubt.settle();
+            doubt.message_done();
             peer.write_all(b", and more").await.unwrap();
             let start = std::time::Instant::now();
             assert_eq!(read(&mut stream).await, b"missed, and more");
@@ -382,7 +382,7 @@ mod tests {
     fn the_hasty_ask_at_once() {
         play(async |doubts| {
             let (mut stream, doubt, _peer) = with_missed_edge(&doubts).await;
-            doubt.settle();
+            doubt.message_done();
             stream.hasten();
             let mut bytes = [0; 64];
             let mut buf = ReadBuf::new(&mut bytes);

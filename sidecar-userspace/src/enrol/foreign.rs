@@ -23,7 +23,10 @@ use thiserror::Error;
 
 use super::caller::is_alive;
 use crate::{
-    kernel::adopt::listening_sockets,
+    kernel::{
+        adopt::listening_sockets,
+        held::{self, Budget},
+    },
     model::Steering,
     sys::{
         cgroup::{Cgroup, CgroupError},
@@ -150,7 +153,7 @@ impl Foreign {
     fn listeners_of(&self, pid: u32) -> Option<(OwnedFd, Vec<OwnedFd>)> {
         let process = Pid::from_raw(i32::try_from(pid).ok()?)?;
         let process = pidfd_open(process, PidfdFlags::empty()).ok()?;
-        let mut sockets = listening_sockets(pid, &Path::new("/proc").join(pid.to_string()));
+        let mut sockets = listening_sockets(pid, &held::directory(pid), &mut Budget::default());
         let listens = |port| sockets.iter().any(|(on, _)| *on == port);
         if !listens(self.outbound_port) || !listens(self.inbound_port) {
             return None;

@@ -98,9 +98,9 @@ pub enum Reply {
 pub struct Enrolled {
     #[serde(default)]
     pub release: String,
-    /// Why nothing is redirected, if so.
+    /// How far redirect goes, and why no further.
     #[serde(default)]
-    pub no_redirect: Option<String>,
+    pub redirect: String,
 }
 
 #[derive(Debug, Error, PartialEq, Eq)]

@@ -209,7 +209,7 @@ impl Client {
                 Reply::Enrolled(enrolled) => {
                     *was_enrolled = true;
                     self.connected.set(1);
-                    let redirect = enrolled.no_redirect.as_deref().unwrap_or("on");
+                    let redirect = enrolled.redirect;
                     info!(agent = enrolled.release, redirect, "enrolled: steering");
                     if let Some(ready) = self.ready.take() {
                         ready.done();

@@ -201,7 +201,7 @@ impl Audited {
             && self.auditor.at_message_start()
             && self.held.len() == self.ready
         {
-            doubt.settle();
+            doubt.message_done();
         }
     }
 

@@ -88,7 +88,7 @@ impl Lease {
     pub fn give_back(self) {
         if let Connection::Http1(kept) = self.connection {
             if let Some(doubt) = &kept.doubt {
-                doubt.settle();
+                doubt.message_done();
             }
             let (max_idle, idle_timeout) = (self.max_idle, self.idle_timeout);
             self.worker

@@ -14,17 +14,21 @@ use rustix::{
 use sidecar_common::socket_state::SocketState;
 use tracing::{debug, info, warn};
 
-use super::{load::LoadError, tables::Tables};
+use super::{
+    held::{self, Budget},
+    load::LoadError,
+    tables::Tables,
+};
 use crate::sys::{cgroup::Cgroup, netns::Namespace};
 
 /// Marks the listening TCP sockets of the processes in `application` and below as those of the workload in
-/// `slot`. Processes of another network namespace than `namespace` are not served by this sidecar and left alone.
+/// a slot, of an enrolment. Processes of another network namespace than `namespace` are not served by this sidecar and left alone.
 /// `excluded`: cgroups below it whose processes are left alone, too; the proxy's is one.
 pub fn adopt(
     tables: &mut Tables,
     application: &Cgroup,
     excluded: &[Cgroup],
-    slot: u32,
+    (slot, enrolment): (u32, u64),
     namespace: &Namespace,
 ) -> Result<(), LoadError> {
     let Ok(home) = namespace.id() else {
@@ -33,17 +37,19 @@ pub fn adopt(
     // The proxy may run below the application's cgroup.
     let left_alone: Vec<u32> = excluded.iter().flat_map(Cgroup::all_processes).collect();
     let others = |pid: &u32| *pid != std::process::id() && !left_alone.contains(pid);
+    let mut budget = Budget::default();
     for pid in application.all_processes().into_iter().filter(others) {
-        let process = Path::new("/proc").join(pid.to_string());
+        let process = held::directory(pid);
         if Namespace::id_of(&process).ok() != Some(home) {
             debug!(pid, "in another network namespace: not adopted");
             continue;
         }
-        for (port, socket) in listening_sockets(pid, &process) {
+        for (port, socket) in listening_sockets(pid, &process, &mut budget) {
             let adopted = tables.adopt_socket(
                 &socket,
                 SocketState {
                     workload: slot,
+                    enrolment,
                     flags: nonblocking(&socket),
                     ..SocketState::default()
                 },
@@ -57,6 +63,13 @@ pub fn adopt(
                 }
             }
         }
+        if budget.is_spent() {
+            warn!(
+                pid,
+                "too many descriptors to look at: older listeners of the workload may show the sidecar's address as their client's"
+            );
+            break;
+        }
     }
     Ok(())
 }
@@ -65,11 +78,12 @@ pub fn adopt(
 pub fn mark_proxy(
     tables: &mut Tables,
     listeners: &[BorrowedFd<'_>],
-    slot: u32,
+    (slot, enrolment): (u32, u64),
 ) -> Result<(), LoadError> {
     for listener in listeners {
         let state = SocketState {
             workload: slot,
+            enrolment,
             flags: SocketState::PROXY,
             ..SocketState::default()
         };
@@ -86,11 +100,12 @@ fn nonblocking(socket: &TcpListener) -> u32 {
 }
 
 /// The TCP sockets on which a process listens, with their ports. `process`: its directory in /proc.
-pub fn listening_sockets(pid: u32, process: &Path) -> Vec<(u16, TcpListener)> {
+pub fn listening_sockets(pid: u32, process: &Path, budget: &mut Budget) -> Vec<(u16, TcpListener)> {
     let descriptors = fs::read_dir(process.join("fd"))
         .into_iter()
         .flatten()
-        .flatten();
+        .flatten()
+        .take_while(|_| budget.spend().is_some());
     let sockets = descriptors.filter(|entry| {
         fs::read_link(entry.path())
             .is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
@@ -110,7 +125,7 @@ pub fn listening_sockets(pid: u32, process: &Path) -> Vec<(u16, TcpListener)> {
 }
 
 /// A descriptor of our own for another process's.
-pub fn borrow_descriptor(pid: u32, fd: i32) -> Option<OwnedFd> {
+fn borrow_descriptor(pid: u32, fd: i32) -> Option<OwnedFd> {
     let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
     let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
     pidfd_getfd(process, fd, PidfdGetfdFlags::empty()).ok()

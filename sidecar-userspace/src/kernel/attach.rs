@@ -16,7 +16,8 @@ use aya_log::EbpfLogger;
 use sidecar_common::{
     names,
     record::Counter,
-    settings::{WORKLOAD_PROXY_SPLICES, WORKLOAD_REDIRECT, Workload},
+    settings::{WORKLOAD_PROXY_SPLICES, Workload},
+    socket_state::SocketState,
 };
 use thiserror::Error;
 use tracing::warn;
@@ -28,13 +29,14 @@ use super::{
     links,
     load::{self, LoadError, Loader},
     pins::{PinError, Pins, WorkloadPins},
-    selftest::{self, Finding, Observer},
+    proof::{Finding, Proof, Reach},
+    selftest::{self, Observer},
     tables::{Tables, rules::workload_entry},
     upgrade::UpgradeError,
     workload::{Attached, Lasting, Listening, Programs, Subject, take_over},
 };
 use crate::{
-    model::{EgressRule, FailRule, Steering},
+    model::{EgressRule, FailRule, Level, Steering},
     sys::{
         cgroup::{Cgroup, CgroupError},
         netns::Namespace,
@@ -91,8 +93,8 @@ pub struct Enrolment {
     application: Cgroup,
     /// The tracepoint, while redirect is on.
     node: Option<FdLink>,
-    /// Why nothing is redirected, if so.
-    no_redirect: Option<String>,
+    /// How far redirect goes.
+    reach: Reach,
     events: Option<RingBuf<MapData>>,
     /// With `--log debug`.
     log: Option<KernelLog>,
@@ -120,12 +122,12 @@ impl Enrolment {
         swept: &[u32],
         subject: &Subject<'_>,
     ) -> Result<Self, AttachError> {
-        let (constants, mut no_redirect) = features::best();
+        let (constants, mut reach) = features::best();
         let mut bpf = Loader::new(shared, &constants, None)?.load(pins.slot)?;
-        if no_redirect.is_none()
+        if !reach.is_off()
             && let Err(error) = load::attach_relay(&mut bpf, shared, shared.is_only(&pins)?)
         {
-            no_redirect = Some(error.to_string());
+            reach = Reach::off(Proof::Programs, error.to_string());
         }
         let mut tables = Tables::take(&mut bpf)?;
         swept.iter().for_each(|slot| tables.clear(*slot));
@@ -138,11 +140,11 @@ impl Enrolment {
             FailRule::Open => Lasting::Nothing,
         };
         let attached = Attached::attach(programs, &mut tables, pins, subject, lasting)?;
-        let node = match no_redirect {
-            None => links::watch_splice(&mut bpf)
-                .map_err(|error| no_redirect = Some(error.to_string()))
+        let node = match reach.is_off() {
+            false => links::watch_splice(&mut bpf)
+                .map_err(|error| reach = Reach::off(Proof::Programs, error.to_string()))
                 .ok(),
-            Some(_) => None,
+            true => None,
         };
         let events = bpf
             .take_map(names::EVENTS)
@@ -157,7 +159,7 @@ impl Enrolment {
             bpf,
             application: subject.application.clone(),
             node,
-            no_redirect,
+            reach,
             events,
             log,
         })
@@ -167,41 +169,47 @@ impl Enrolment {
         self.attached.slot()
     }
 
-    /// Why nothing will be redirected, if so.
-    pub fn no_redirect(&self) -> Option<&str> {
-        self.no_redirect.as_deref()
+    /// Whose its entries in the shared maps are: slot and enrolment.
+    pub fn identity(&self) -> (u32, u64) {
+        (self.attached.slot(), self.attached.enrolment())
     }
 
-    /// Switches redirect off for the workload, and says why.
-    pub fn refuse_redirect(&mut self, why: String) {
-        warn!(reason = %why, "redirect is off: connections are steered, their bytes take TCP");
-        self.no_redirect = Some(why);
+    /// How far redirect goes.
+    pub fn reach(&self) -> &Reach {
+        &self.reach
     }
 
-    /// Tries redirect on real sockets; it stays off unless every part holds. Call it inside the proxy's cgroup.
+    /// Tries redirect on real sockets; it goes as far as the parts held. Call it inside the proxy's cgroup.
     pub fn self_test(&mut self, steering: &Steering) -> Result<Vec<Finding>, AttachError> {
-        if self.no_redirect.is_some() {
+        if self.reach.is_off() {
             return Ok(Vec::new());
         }
         let slot = self.slot();
-        let entry = workload_entry(steering, self.attached.netns(), 0, true, false);
-        self.tables.set_workload(
-            slot,
-            Workload {
-                flags: entry.flags | WORKLOAD_REDIRECT,
-                ..entry
-            },
-        )?;
-        let findings = selftest::run(self, steering.redirect.credit_bytes);
-        let failed = findings
-            .iter()
-            .find_map(|f| Some((f.name, f.failure.as_ref()?)));
-        if let Some((name, failure)) = failed {
-            let failure = format!("self-test {name}: {failure}");
+        let test = Steering {
+            redirect: Default::default(),
+            ..steering.clone()
+        };
+        let entry = workload_entry(
+            &test,
+            self.attached.enrolment(),
+            self.attached.netns(),
+            0,
+            &self.reach,
+            false,
+        );
+        self.tables.set_workload(slot, entry)?;
+        let findings = selftest::run(self, entry.credit_bytes);
+        let reach = Reach::proven(&findings);
+        if reach.limit.is_some() {
             // The fault switch wants the fault.
             match features::fault() != 0 {
-                true => warn!(%failure, "redirect stays on: {} says so", features::FAULT_VARIABLE),
-                false => self.refuse_redirect(failure),
+                true => {
+                    warn!(%reach, "redirect goes on beyond that: {} says so", features::FAULT_VARIABLE);
+                }
+                false => {
+                    warn!(%reach, "redirect goes no further than this kernel has shown to be safe: other messages take TCP");
+                    self.reach = reach;
+                }
             }
         }
         self.tables.set_workload(slot, Workload::default())?;
@@ -217,26 +225,27 @@ impl Enrolment {
         outbound_port: u16,
         inbound: BorrowedFd<'_>,
     ) -> Result<(), AttachError> {
-        let redirect = self.no_redirect.is_none();
         let Self {
-            attached, tables, ..
+            attached,
+            tables,
+            reach,
+            ..
         } = self;
         let listeners = Listening {
             inbound,
             // They were made when we were attached.
             unmarked: &[],
         };
-        attached.steer(tables, subject, outbound_port, listeners, redirect)?;
+        attached.steer(tables, subject, outbound_port, listeners, reach)?;
         let (slot, own) = (attached.slot(), attached.directory());
         take_over(&self.base, &subject.steering.name, own, slot, tables)
     }
 
     /// Follows a new configuration.
     pub fn reload(&mut self, steering: &Steering) -> Result<(), AttachError> {
-        let redirect = self.no_redirect.is_none();
         let (bpf, tables) = (&mut self.bpf, &mut self.tables);
         let attached = &mut self.attached;
-        attached.reload(bpf, tables, &self.application, steering, redirect)
+        attached.reload(bpf, tables, &self.application, steering, &self.reach)
     }
 
     /// Brings up to date what changes without a word, if it is time.
@@ -302,26 +311,54 @@ impl Enrolment {
     }
 }
 
+impl Enrolment {
+    fn counted(&self, what: Counter) -> Result<u64, String> {
+        let counts = self.counts().map_err(|e| e.to_string())?;
+        let counted = counts.iter().find(|(counter, _)| *counter == what);
+        Ok(counted.map_or(0, |(_, n)| *n))
+    }
+
+    /// Changes the workload's entry, and gives what it was.
+    fn change(&mut self, change: impl FnOnce(&mut Workload)) -> Result<Workload, String> {
+        let slot = self.slot();
+        let old = self.tables.workload(slot).map_err(|e| e.to_string())?;
+        let mut new = old;
+        change(&mut new);
+        let set = self.tables.set_workload(slot, new);
+        set.map(|()| old).map_err(|e| e.to_string())
+    }
+}
+
 impl Observer for Enrolment {
     fn redirected(&mut self) -> Result<u64, String> {
-        let counts = self.counts().map_err(|e| e.to_string())?;
-        Ok(counts
-            .iter()
-            .find(|(counter, _)| *counter == Counter::Redirected)
-            .map_or(0, |(_, n)| *n))
+        self.counted(Counter::Redirected)
+    }
+
+    fn joined(&mut self) -> Result<u64, String> {
+        self.counted(Counter::Joined)
     }
 
     fn take_splice(&mut self) -> Result<bool, String> {
         let slot = self.slot();
-        let workload = self.tables.workload(slot).map_err(|e| e.to_string())?;
-        let cleared = Workload {
-            flags: workload.flags & !WORKLOAD_PROXY_SPLICES,
-            ..workload
+        let account = self.tables.account(slot).map_err(|e| e.to_string())?;
+        self.tables.reset_account(slot).map_err(|e| e.to_string())?;
+        Ok(account.splices & WORKLOAD_PROXY_SPLICES != 0)
+    }
+
+    fn mark(&mut self, socket: BorrowedFd<'_>, state: SocketState) -> Result<(), String> {
+        let state = SocketState {
+            workload: self.slot(),
+            enrolment: self.attached.enrolment(),
+            ..state
         };
-        self.tables
-            .set_workload(slot, cleared)
-            .map_err(|e| e.to_string())?;
-        Ok(workload.flags & WORKLOAD_PROXY_SPLICES != 0)
+        let marked = self.tables.adopt_socket(&socket, state);
+        marked.map_err(|e| e.to_string())
+    }
+
+    fn allow(&mut self, level: Level) -> Result<(), String> {
+        let levels = Level::Joined.flags();
+        self.change(|w| w.flags = w.flags & !levels | level.flags())
+            .map(drop)
     }
 }
 

@@ -3,22 +3,19 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    os::fd::{AsFd, BorrowedFd},
     rc::Rc,
     time::{Duration, Instant},
 };
 
 use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
-use rustix::net::sockopt::socket_cookie;
 use sidecar_common::record::{
-    EVENT_CONNECT_REFUSED, EVENT_EGRESS_DENIED, EVENT_INBOUND_REFUSED, EVENT_SPLICE,
-    EVENT_UNPAIRED, Event, PROTOCOL_FRAME,
+    EVENT_CONNECT_REFUSED, EVENT_EGRESS_DENIED, EVENT_INBOUND_REFUSED, EVENT_PROXY_AWAY,
+    EVENT_SPLICE, EVENT_UNPAIRED, Event, PROTOCOL_FRAME,
 };
-use tokio::{io::unix::AsyncFd, time::sleep};
+use tokio::io::unix::AsyncFd;
 use tracing::{debug, warn};
 
-use super::{adopt::borrow_descriptor, tables::Tables};
 use crate::{
     model::{IpProtocol, Steering},
     sys::diag,
@@ -26,16 +23,10 @@ use crate::{
 
 /// A repeated warning is said once in this time.
 const QUIET: Duration = Duration::from_secs(10);
-/// A reader that leaves bytes for so long after it was seen to splice does not see them.
-const STUCK: Duration = Duration::from_millis(100);
 
-/// Follows the events of workloads for as long as it is polled. `tables`: handles of its own. `whose`: the rules of the
-/// workload in a slot, if it is one of ours.
-pub async fn follow(
-    events: RingBuf<MapData>,
-    tables: Tables,
-    whose: impl Fn(u32) -> Option<Rc<Steering>>,
-) {
+/// Follows the events of workloads for as long as it is polled. `whose`: the rules of the workload in a slot, if it is one of
+/// ours.
+pub async fn follow(events: RingBuf<MapData>, whose: impl Fn(u32) -> Option<Rc<Steering>>) {
     #[expect(
         deprecated,
         reason = "its successor is unsafe, which has its rooms; a ring buffer keeps its descriptor"
@@ -68,7 +59,7 @@ pub async fn follow(
             if event.kind == EVENT_EGRESS_DENIED {
                 denied(&event, &steering, said);
             } else {
-                handle(&event, &steering.name, &tables, said).await;
+                handle(&event, &steering.name, said);
             }
         }
     }
@@ -91,7 +82,7 @@ pub type KernelLog = EbpfLogger<&'static dyn log::Log>;
 /// When each kind was said last of one workload.
 #[derive(Default)]
 struct Said {
-    kinds: [Option<Instant>; 6],
+    kinds: [Option<Instant>; 7],
     /// Denied destinations, with the rule and the protocol.
     denied: HashMap<(SocketAddr, i32, u32), Instant>,
 }
@@ -120,7 +111,7 @@ fn denied(event: &Event, steering: &Steering, said: &mut Said) {
     if said.denied.len() >= MAX_DENIED {
         said.denied.retain(|_, at| at.elapsed() <= QUIET);
     }
-    let key = (destination, event.fd, event.protocol);
+    let key = (destination, event.rule, event.protocol);
     let repeated = said
         .denied
         .get(&key)
@@ -129,7 +120,7 @@ fn denied(event: &Event, steering: &Steering, said: &mut Said) {
         return;
     }
     said.denied.insert(key, Instant::now());
-    let position = usize::try_from(event.fd).ok();
+    let position = usize::try_from(event.rule).ok();
     let position = position.and_then(|rule| rule.checked_sub(1));
     let rule = position.and_then(|position| steering.outbound_deny.get(position));
     let rule = rule.map_or("none of the configuration", |rule| &*rule.name);
@@ -157,7 +148,7 @@ fn denied(event: &Event, steering: &Steering, said: &mut Said) {
     }
 }
 
-async fn handle(event: &Event, workload: &str, tables: &Tables, said: &mut Said) {
+fn handle(event: &Event, workload: &str, said: &mut Said) {
     let address = SocketAddr::from(event.address);
     let news = event.pid != std::process::id() && said.is_news(event.kind);
     match event.kind {
@@ -166,6 +157,9 @@ async fn handle(event: &Event, workload: &str, tables: &Tables, said: &mut Said)
         }
         EVENT_CONNECT_REFUSED if news => {
             warn!(workload, %address, "outbound connections are refused: the workload has too many under way, or the kernel has no memory for what has to be remembered of one");
+        }
+        EVENT_PROXY_AWAY if news => {
+            warn!(workload, %address, "outbound connections are refused: the proxy does not listen");
         }
         EVENT_UNPAIRED if news => {
             warn!(workload, %address, "a connection stays on TCP: the map of flows is full, or its key is taken");
@@ -180,7 +174,9 @@ async fn handle(event: &Event, workload: &str, tables: &Tables, said: &mut Said)
                     "the application reads sockets with splice: nothing is redirected to it from now on"
                 );
             }
-            reset_if_caught(event, tables).await;
+            if event.address.is_some() {
+                reset(event);
+            }
         }
         _ => debug!(?event, "event of the kernel half"),
     }
@@ -188,28 +184,8 @@ async fn handle(event: &Event, workload: &str, tables: &Tables, said: &mut Said)
 
 /// Redirected bytes that wait on a socket whose reader splices are never seen: a reset tells both ends, hanging
 /// tells nobody.
-async fn reset_if_caught(event: &Event, tables: &Tables) {
-    let Some(socket) = borrow_descriptor(event.pid, event.fd) else {
-        return;
-    };
-    let Ok(cookie) = socket_cookie(&socket) else {
-        return;
-    };
-    let (Some(redirected), Some(state)) =
-        (tables.redirected_to(cookie), tables.socket_state(&socket))
-    else {
-        return;
-    };
-    let waiting = |socket: BorrowedFd<'_>| rustix::io::ioctl_fionread(socket).unwrap_or(0);
-    let before = waiting(socket.as_fd());
-    if redirected == 0 || before == 0 {
-        return;
-    }
-    sleep(STUCK).await;
-    if waiting(socket.as_fd()) < before {
-        return;
-    }
-    let (local, remote) = (state.flow.local.into(), state.flow.remote.into());
+fn reset(event: &Event) {
+    let (local, remote) = (event.local.into(), event.address.into());
     match diag::destroy_of(event.pid, local, remote) {
         Ok(()) => warn!(%local, %remote, "reset: redirected bytes wait for a reader that splices"),
         Err(error) => {

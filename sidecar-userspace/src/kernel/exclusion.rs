@@ -20,7 +20,7 @@ const MAX_EXCLUDED: usize = 1024;
 /// Excludes the cgroups below `application` that one of `patterns` matches, and no others; gives those that there are.
 pub fn apply(
     tables: &mut Tables,
-    slot: u32,
+    (slot, enrolment): (u32, u64),
     application: &Cgroup,
     patterns: &[CgroupPattern],
 ) -> Result<Vec<Cgroup>, LoadError> {
@@ -55,6 +55,7 @@ pub fn apply(
             let entry = CgroupEntry {
                 workload: slot,
                 role: ROLE_EXCLUDED,
+                enrolment,
             };
             tables.set_cgroup(id, entry)?;
             info!(cgroup = %cgroup.path().display(), "its processes are left alone");
@@ -69,7 +70,7 @@ pub fn apply(
 /// Keeps up with cgroups that come and go, and with the configuration, for as long as it is polled.
 pub async fn follow(
     mut tables: Tables,
-    slot: u32,
+    whose: (u32, u64),
     application: Cgroup,
     config: Arc<SnapshotHandle>,
 ) {
@@ -83,7 +84,7 @@ pub async fn follow(
             continue;
         }
         in_force = wanted;
-        if let Err(error) = apply(&mut tables, slot, &application, patterns) {
+        if let Err(error) = apply(&mut tables, whose, &application, patterns) {
             warn!(%error, "cgroups cannot be excluded");
         }
     }

@@ -1,15 +1,40 @@
 //! LoadConstants of the kernel half that follow from the running kernel.
 
+use std::sync::OnceLock;
+
+use aya::{
+    programs::ProgramType,
+    sys::{BpfHelper, is_helper_supported},
+};
 use sidecar_common::settings::{LoadConstants, NAIVE_JOIN, NAIVE_REDIRECT};
 
-use super::btf::{Btf, BtfError};
+use super::{
+    btf::{Btf, BtfError},
+    proof::{Proof, Reach},
+};
 
-/// Number of `splice(2)`, and offsets of a system call's number and first argument in `pt_regs` (the kernel's system
-/// call tables and arch/*/include/asm/ptrace.h).
+/// Numbers of system calls, and where `pt_regs` has the number of the one that a task is in (the kernel's system call tables
+/// and arch/*/include/asm/ptrace.h).
+struct Calls {
+    splice: u32,
+    /// As `LoadConstants::read_numbers`.
+    reads: [u32; 5],
+    /// Offset, in bytes.
+    number: u32,
+}
+
 #[cfg(target_arch = "x86_64")]
-const SPLICE: (u32, u32, u32) = (275, 15 * 8, 14 * 8);
+const CALLS: Calls = Calls {
+    splice: 275,
+    reads: [0, 19, 45, 47, 299],
+    number: 15 * 8,
+};
 #[cfg(target_arch = "aarch64")]
-const SPLICE: (u32, u32, u32) = (76, 35 * 8, 0);
+const CALLS: Calls = Calls {
+    splice: 76,
+    reads: [63, 65, 207, 212, 243],
+    number: 35 * 8,
+};
 
 /// Set to `naive-redirect` or `naive-join`, it switches evidence off: for tests that must catch that, never for use.
 pub const FAULT_VARIABLE: &str = "SIDECAR_FAULT";
@@ -23,11 +48,18 @@ pub fn fault() -> u32 {
     }
 }
 
-/// What there is here, and why nothing is redirected, if so.
-pub fn best() -> (LoadConstants, Option<String>) {
+/// What there is here, and how far redirect may go at most.
+pub fn best() -> (LoadConstants, Reach) {
     match constants() {
-        Ok(constants) => (constants, None),
-        Err(error) => (steering_only(), Some(error.to_string())),
+        Ok(_) if !may_read_kernel() => (
+            steering_only(),
+            Reach::off(
+                Proof::Programs,
+                "programs may not read the kernel's memory: it is locked down",
+            ),
+        ),
+        Ok(constants) => (constants, Reach::full()),
+        Err(error) => (steering_only(), Reach::off(Proof::Types, error.to_string())),
     }
 }
 
@@ -50,13 +82,26 @@ pub fn constants() -> Result<LoadConstants, BtfError> {
     })
 }
 
+/// Whether the evidence can be read at all.
+fn may_read_kernel() -> bool {
+    let read = is_helper_supported(ProgramType::SkMsg, BpfHelper::BPF_FUNC_probe_read_kernel);
+    read.unwrap_or(false)
+}
+
+/// Asked once: the kernel is to load a program for the answer.
+fn has_set_retval() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    let ask = || is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval);
+    *ANSWER.get_or_init(|| ask().unwrap_or(false))
+}
+
 /// LoadConstants of a kernel without usable BTF: steering works, nothing is redirected.
 fn steering_only() -> LoadConstants {
-    let (splice_number, call_number, first_argument) = SPLICE;
     LoadConstants {
-        splice_number,
-        call_number,
-        first_argument,
+        splice_number: CALLS.splice,
+        read_numbers: CALLS.reads,
+        call_number: CALLS.number,
+        set_retval: u32::from(has_set_retval()),
         ..LoadConstants::default()
     }
 }

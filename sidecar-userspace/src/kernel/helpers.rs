@@ -65,7 +65,19 @@ struct Newer {
     behind: &'static str,
 }
 
-const NEWER: &[Newer] = &[];
+const NEWER: &[Newer] = &[Newer {
+    helper: BPF_FUNC_set_retval,
+    section: |section| {
+        matches!(
+            section,
+            ProgramSection::CgroupSockAddr {
+                attach_type: SockAddr::Connect4 | SockAddr::Connect6
+            }
+        )
+    },
+    since: "5.18",
+    behind: "set_retval",
+}];
 
 /// What Linux 5.15 offers to programs of a section's type and attach type.
 fn offered(section: &ProgramSection) -> Option<Vec<&'static [bpf_func_id]>> {
@@ -80,7 +92,17 @@ fn offered(section: &ProgramSection) -> Option<Vec<&'static [bpf_func_id]>> {
                 SockAddr::Connect4 | SockAddr::Connect6 => &[BPF_FUNC_bind],
                 _ => &[],
             };
-            vec![BASE, SOCKET_BASE, TASK, COOKIES, STORAGE, options, bind]
+            let lookup: &[bpf_func_id] = &[BPF_FUNC_sk_lookup_tcp, BPF_FUNC_sk_release];
+            vec![
+                BASE,
+                SOCKET_BASE,
+                TASK,
+                COOKIES,
+                STORAGE,
+                options,
+                bind,
+                lookup,
+            ]
         }
         // `cg_sockopt_func_proto`, which ends in `cgroup_base_func_proto`: no pid, no cookies.
         ProgramSection::CgroupSockopt { attach_type } => {

@@ -83,7 +83,14 @@ impl Links {
             let sockops = in_cgroup::<SockOps>(bpf, names::WORKLOAD_SOCKOPS, target)?;
             links.lasting.push(sockops);
         }
-        for name in ADDRESS_PROGRAMS {
+        for name in CONNECT_PROGRAMS {
+            // The proxy's own connections are to be known.
+            for target in both.iter().copied() {
+                let connect = in_cgroup::<CgroupSockAddr>(bpf, name, target)?;
+                links.lasting.push(connect);
+            }
+        }
+        for name in NAME_PROGRAMS {
             let address = in_cgroup::<CgroupSockAddr>(bpf, name, &application_target)?;
             links.lasting.push(address);
         }
@@ -190,7 +197,7 @@ pub fn load_all(bpf: &mut Ebpf) -> Result<(), LoadError> {
     load_as::<CgroupSock>(bpf, names::SOCK_CREATE)?;
     load_as::<SockOps>(bpf, names::WORKLOAD_SOCKOPS)?;
     load_as::<SockOps>(bpf, names::KUBELET_SOCKOPS)?;
-    for name in ADDRESS_PROGRAMS {
+    for name in CONNECT_PROGRAMS.into_iter().chain(NAME_PROGRAMS) {
         load_as::<CgroupSockAddr>(bpf, name)?;
     }
     for (name, _) in PROXY_PROGRAMS {
@@ -199,13 +206,11 @@ pub fn load_all(bpf: &mut Ebpf) -> Result<(), LoadError> {
     egress::load_all(bpf)
 }
 
+/// Attached to the application's and the proxy's cgroup.
+const CONNECT_PROGRAMS: [&str; 2] = [names::CGROUP_CONNECT4, names::CGROUP_CONNECT6];
+
 /// Attached to the application's cgroup.
-const ADDRESS_PROGRAMS: [&str; 4] = [
-    names::CGROUP_CONNECT4,
-    names::CGROUP_CONNECT6,
-    names::GETPEERNAME4,
-    names::GETPEERNAME6,
-];
+const NAME_PROGRAMS: [&str; 2] = [names::GETPEERNAME4, names::GETPEERNAME6];
 
 const PROXY_PROGRAMS: [(&str, u32); 2] = [
     (names::CGROUP_GETSOCKOPT, bpf::GETSOCKOPT),

@@ -7,9 +7,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fs, io,
+    io,
     net::IpAddr,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -20,7 +20,11 @@ use sidecar_common::{
 };
 use tracing::{debug, warn};
 
-use super::{load::LoadError, tables::Tables};
+use super::{
+    held::{self, Budget},
+    load::LoadError,
+    tables::Tables,
+};
 use crate::sys::{
     cgroup::Cgroup,
     diag::{Diag, Listener},
@@ -44,16 +48,23 @@ pub struct Look {
     /// `None` after a failure: half of an answer may be left in it. Then nothing is known until the workload is handed over.
     diag: Option<Diag>,
     slot: u32,
+    application: Cgroup,
     /// The proxy's inbound listener: nobody is to find it.
     proxy_port: u16,
     next: Instant,
 }
 
 impl Look {
-    pub fn new(namespace: &Namespace, slot: u32, proxy_port: u16) -> io::Result<Self> {
+    pub fn new(
+        namespace: &Namespace,
+        slot: u32,
+        application: &Cgroup,
+        proxy_port: u16,
+    ) -> io::Result<Self> {
         Ok(Self {
             diag: Some(Diag::new(namespace)?),
             slot,
+            application: application.clone(),
             proxy_port,
             next: Instant::now(),
         })
@@ -89,7 +100,7 @@ impl Look {
         };
         let before_ns = monotonic_ns();
         let listeners = diag.listeners(MAX_LISTENING as usize)?;
-        let left_alone: BTreeSet<u32> = excluded.iter().flat_map(held_below).collect();
+        let left_alone = self.left_alone(&listeners, excluded);
         let mut places = BTreeMap::new();
         for listener in &listeners {
             if listener.address.port() == self.proxy_port {
@@ -106,6 +117,34 @@ impl Look {
         tables.close_until(self.slot, before_ns + believed_ns);
         Ok(())
     }
+
+    /// Inodes of the listeners that processes of the excluded cgroups hold, and no other of the pod. None where that takes too much to
+    /// find out.
+    fn left_alone(&self, listeners: &[Listener], excluded: &[Cgroup]) -> BTreeSet<u32> {
+        if excluded.is_empty() {
+            return BTreeSet::new();
+        }
+        let find = || {
+            let mut budget = Budget::default();
+            let anywhere = |_: &Path| true;
+            let cgroups = excluded
+                .iter()
+                .flat_map(|top| held::tree(top, &BTreeSet::new()));
+            let cgroups: Vec<_> = cgroups.map(|(_, cgroup)| cgroup).collect();
+            let mut alone = held::sockets(&cgroups, anywhere, &mut budget)?;
+            alone.retain(|inode| listeners.iter().any(|listener| listener.inode == *inode));
+            if alone.is_empty() {
+                return Some(alone);
+            }
+            let without = excluded.iter().filter_map(|cgroup| cgroup.id().ok());
+            let others = held::tree(&self.application, &without.collect());
+            let others = others.iter().map(|(_, cgroup)| cgroup);
+            let others = held::sockets(others, anywhere, &mut budget)?;
+            alone.retain(|inode| !others.contains(inode));
+            Some(alone)
+        };
+        find().unwrap_or_default()
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +157,10 @@ enum LookError {
 
 /// Keeps what is known of the listeners of `application` right, for as long as it is polled. For a namespace that others
 /// use, too: only sockets that one of its processes holds count.
-pub async fn follow(mut tables: Tables, slot: u32, application: Cgroup, proxy: Cgroup) {
+///
+/// A listener is its own if one of its processes holds it, or if it was made in one of its cgroups. What is excluded, and the proxy, are
+/// none of these.
+pub async fn follow(mut tables: Tables, slot: u32, application: Cgroup) {
     let namespace = match Namespace::own() {
         Ok(namespace) => namespace,
         Err(error) => return warn!(%error, "listeners that are handed in will not be noticed"),
@@ -141,7 +183,9 @@ pub async fn follow(mut tables: Tables, slot: u32, application: Cgroup, proxy: C
                 continue;
             }
         };
-        owners.update(&listeners, &application, &proxy, &namespace);
+        let left_alone = tables.cgroups_left_alone(slot);
+        let own = held::tree(&application, &left_alone);
+        owners.update(&listeners, &own, &namespace);
         let own = |listener: &&Listener| owners.is_own(listener);
         let own = listeners.iter().filter(own).flat_map(places);
         let own = own.map(|place| (place, false)).collect();
@@ -181,17 +225,20 @@ impl Owners {
         owner.is_none_or(|owner| !owner.own && owner.looks_without < 2)
     }
 
-    /// Looks at the processes' descriptors, if there is a listener that nothing is known of.
-    fn update(
-        &mut self,
-        listeners: &[Listener],
-        application: &Cgroup,
-        proxy: &Cgroup,
-        namespace: &Namespace,
-    ) {
+    /// Looks at the processes' descriptors, if there is a listener that nothing is known of. `own`: the cgroups of the workload.
+    fn update(&mut self, listeners: &[Listener], own: &[(u64, Cgroup)], namespace: &Namespace) {
         let now = Instant::now();
+        let made_here = |listener: &Listener| own.iter().any(|(id, _)| *id == listener.cgroup);
         let present: BTreeSet<u32> = listeners.iter().map(|listener| listener.inode).collect();
         self.known.retain(|inode, _| present.contains(inode));
+        for listener in listeners.iter().filter(|listener| made_here(listener)) {
+            let owner = Owner {
+                own: true,
+                since: now,
+                looks_without: 0,
+            };
+            self.known.insert(listener.inode, owner);
+        }
         let current = |owner: &Owner| {
             now.duration_since(owner.since) < STRANGER && (owner.own || owner.looks_without > 1)
         };
@@ -201,9 +248,17 @@ impl Owners {
         {
             return;
         }
-        let held = held_by(application, proxy, namespace);
+        let home = namespace.id().ok();
+        let here = |process: &Path| Namespace::id_of(process).ok() == home;
+        let cgroups = own.iter().map(|(_, cgroup)| cgroup);
+        let Some(held) = held::sockets(cgroups, here, &mut Budget::default()) else {
+            // Too much to look at: what is known stays, and what is not is neither added nor removed.
+            return;
+        };
+        let made_here = listeners.iter().filter(|listener| made_here(listener));
+        let made_here: BTreeSet<u32> = made_here.map(|listener| listener.inode).collect();
         for inode in present {
-            let own = held.contains(&inode);
+            let own = held.contains(&inode) || made_here.contains(&inode);
             let before = self
                 .known
                 .get(&inode)
@@ -216,36 +271,6 @@ impl Owners {
             self.known.insert(inode, owner);
         }
     }
-}
-
-/// Inodes of the sockets that processes of `application` hold, in the namespace.
-fn held_by(application: &Cgroup, proxy: &Cgroup, namespace: &Namespace) -> BTreeSet<u32> {
-    let home = namespace.id().ok();
-    let excluded: BTreeSet<u32> = proxy.all_processes().into_iter().collect();
-    let processes = application.all_processes().into_iter();
-    let own = processes
-        .filter(|pid| !excluded.contains(pid) && Namespace::id_of(&process(*pid)).ok() == home);
-    own.flat_map(held).collect()
-}
-
-/// Inodes of the sockets that processes in `cgroup` and below hold.
-fn held_below(cgroup: &Cgroup) -> Vec<u32> {
-    cgroup.all_processes().into_iter().flat_map(held).collect()
-}
-
-fn process(pid: u32) -> PathBuf {
-    Path::new("/proc").join(pid.to_string())
-}
-
-/// Inodes of the sockets that a process holds.
-fn held(pid: u32) -> Vec<u32> {
-    let descriptors = fs::read_dir(process(pid).join("fd")).into_iter().flatten();
-    let sockets = descriptors.flatten().filter_map(|entry| {
-        let target = fs::read_link(entry.path()).ok()?;
-        let inode = target.to_str()?.strip_prefix("socket:[")?;
-        inode.strip_suffix(']')?.parse().ok()
-    });
-    sockets.collect()
 }
 
 /// As the kernel half looks for them.
@@ -281,6 +306,7 @@ mod tests {
             address: address.parse().unwrap(),
             v6_only,
             inode: 1,
+            cgroup: 0,
         }
     }
 

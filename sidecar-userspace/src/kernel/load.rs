@@ -206,3 +206,36 @@ where
         .try_into()
         .map_err(|error| LoadError::Program { name, error })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `sidecar check` has a row for it, and an agent that cannot start a line.
+    #[test]
+    fn a_refusal_is_one_line() {
+        let error = || ProgramError::LoadError {
+            io_error: io::Error::from_raw_os_error(libc::EACCES),
+            verifier_log: aya_obj::VerifierLog::new("a line of the verifier's log\n".repeat(900)),
+        };
+        let name = names::CGROUP_CONNECT4;
+        let refused = LoadError::Program {
+            name,
+            error: error(),
+        };
+        let attached = super::super::attach::AttachError::Attach {
+            name,
+            target: "/cgroup".into(),
+            error: error(),
+        };
+        for error in [anyhow::Error::from(refused), attached.into()] {
+            for text in [error.to_string(), format!("{error:#}")] {
+                assert!(
+                    text.contains(name) && text.lines().count() == 1,
+                    "{} lines",
+                    text.lines().count()
+                );
+            }
+        }
+    }
+}

@@ -33,6 +33,7 @@ use super::{
     links,
     load::{self, LoadError, Loader, NO_SLOT},
     pins::{self, Held, PinError, Pins, WorkloadPins},
+    proof::{Proof, Reach},
     tables::Tables,
     workload::{Attached, Lasting, Listening, Programs, Subject},
 };
@@ -54,8 +55,8 @@ pub struct Node {
     made_slots: u32,
     /// Of our object: what must be attached.
     object: String,
-    /// Why nothing is redirected, if so.
-    no_redirect: Option<String>,
+    /// How far redirect goes.
+    reach: Reach,
     events: Option<RingBuf<MapData>>,
     _held: Held,
     _alone: Held,
@@ -83,15 +84,15 @@ impl Node {
     ) -> Result<(Self, Vec<Adopted>), AttachError> {
         let (own, held) = shared.claim_for_agent()?;
         let swept = sweep(shared)?;
-        let (constants, mut no_redirect) = features::best();
+        let (constants, mut reach) = features::best();
         let events = own.join(names::EVENTS);
         let mut loader = Loader::new(shared, &constants, Some(&events))?;
         // Each pod gets an object of its own for its lookup.
         let mut bpf = loader.load(NO_SLOT)?;
-        if no_redirect.is_none()
+        if !reach.is_off()
             && let Err(error) = load::attach_relay(&mut bpf, shared, false)
         {
-            no_redirect = Some(error.to_string());
+            reach = Reach::off(Proof::Programs, error.to_string());
         }
         let mut tables = Tables::take(&mut bpf)?;
         swept.iter().for_each(|slot| tables.clear(*slot));
@@ -107,7 +108,7 @@ impl Node {
             tables,
             made_slots: 0,
             object: version::object_name(&constants),
-            no_redirect,
+            reach,
             events,
             _held: held,
             _alone: alone,
@@ -118,22 +119,19 @@ impl Node {
         Ok((node, adopted))
     }
 
-    /// Whether the self-test has to run: it has not, since the machine started.
-    pub fn is_unproven(&self) -> bool {
-        self.no_redirect.is_none() && !self.own.join(names::TRACE_SPLICE).exists()
-    }
-
-    /// What came of the self-test: why redirect must stay off, or nothing.
-    pub fn proven(&mut self, refused: Option<String>) -> Result<(), AttachError> {
-        if let Some(why) = refused {
-            warn!(reason = %why, "redirect is off: connections are steered, their bytes take TCP");
-            self.no_redirect = Some(why);
-            return Ok(());
+    /// What came of the self-test.
+    pub fn proven(&mut self, reach: Reach) -> Result<(), AttachError> {
+        if reach.level < self.reach.level {
+            warn!(%reach, "redirect goes no further than this kernel has shown to be safe: other messages take TCP");
+            self.reach = reach;
         }
         let name = names::TRACE_SPLICE;
+        if self.reach.is_off() || self.own.join(name).exists() {
+            return Ok(());
+        }
         let link = match links::watch_splice(&mut self.bpf) {
             Ok(link) => link,
-            Err(error) => return self.proven(Some(error.to_string())),
+            Err(error) => return self.proven(Reach::off(Proof::Programs, error.to_string())),
         };
         link.pin(self.own.join(name))
             .map_err(|source| AttachError::Pin { name, source })?;
@@ -148,19 +146,14 @@ impl Node {
         links::load_all(&mut self.bpf)
     }
 
-    /// Why nothing will be redirected, if so.
-    pub fn no_redirect(&self) -> Option<&str> {
-        self.no_redirect.as_deref()
+    /// How far redirect goes.
+    pub fn reach(&self) -> &Reach {
+        &self.reach
     }
 
     /// The ring buffer, once.
     pub fn take_events(&mut self) -> Option<RingBuf<MapData>> {
         self.events.take()
-    }
-
-    /// Handles of the maps for another owner.
-    pub fn open_tables(&self) -> Result<Tables, LoadError> {
-        Tables::open(&self.shared)
     }
 
     /// Attaches a pod and steers its connections; on failure nothing of it is left. `pod`: the id of its cgroup.
@@ -172,6 +165,9 @@ impl Node {
         listeners: Listening<'_>,
     ) -> Result<Attached, AttachError> {
         self.tables.check_room(None, subject.steering)?;
+        // The pod may be attached already, in another network namespace: what is said of its cgroups is replaced.
+        let cgroups = [subject.application.id()?, subject.proxy.id()?];
+        let former = self.tables.cgroups_beside(&cgroups);
         let shared = Pins::open(&self.base, Layout::own()?)?;
         let pins = shared.claim_for_pod(&subject.steering.name, pod)?;
         let (slot, directory) = (pins.slot, pins.directory.clone());
@@ -180,6 +176,11 @@ impl Node {
             // The error says more than a failure to clean up would.
             let _ = shared.remove(&directory);
             self.tables.clear(slot);
+            for (id, entry) in former {
+                if let Err(error) = self.tables.set_cgroup(id, entry) {
+                    warn!(%error, "a cgroup of a pod that stays attached is not known any more");
+                }
+            }
         }
         attached
     }
@@ -198,14 +199,14 @@ impl Node {
         };
         let tables = &mut self.tables;
         let mut attached = Attached::attach(programs, tables, pins, subject, Lasting::Everything)?;
-        let redirect = self.no_redirect.is_none();
-        attached.steer(tables, subject, outbound_port, listeners, redirect)?;
+        attached.steer(tables, subject, outbound_port, listeners, &self.reach)?;
         Ok(attached)
     }
 
     /// Whether the pod can go on as it is attached, with a proxy in the namespace `netns`.
     pub fn can_hand_over(&self, attached: &Attached, netns: u64) -> bool {
-        attached.netns() == netns && self.is_ours(attached)
+        // An agent that was killed while it attached has not said which enrolment it is.
+        attached.netns() == netns && attached.enrolment() != 0 && self.is_ours(attached)
     }
 
     /// The pod has another proxy now, or the same one again: see [`Node::can_hand_over`].
@@ -223,9 +224,8 @@ impl Node {
         if !links::serves_proxy(attached.directory(), subject.proxy.id()?) {
             links::serve_proxy(&mut self.bpf, subject.proxy, attached.directory())?;
         }
-        let redirect = self.no_redirect.is_none();
-        let (bpf, tables) = (&mut self.bpf, &mut self.tables);
-        attached.hand_over(bpf, tables, subject, outbound_port, listeners, redirect)
+        let (bpf, tables, reach) = (&mut self.bpf, &mut self.tables, &self.reach);
+        attached.hand_over(bpf, tables, subject, outbound_port, listeners, reach)
     }
 
     /// Follows a new configuration of the pod with the cgroup `pod`.
@@ -239,9 +239,8 @@ impl Node {
             return Err(AttachError::OtherLayout);
         }
         self.tables.check_room(Some(attached.slot()), steering)?;
-        let redirect = self.no_redirect.is_none();
         let (bpf, tables) = (&mut self.bpf, &mut self.tables);
-        attached.reload(bpf, tables, pod, steering, redirect)
+        attached.reload(bpf, tables, pod, steering, &self.reach)
     }
 
     /// Excludes what `patterns` want below the pod's cgroup, and no more.

@@ -1,114 +1,83 @@
-//! The start-up self-test: redirect is switched on only if real sockets show, on this very kernel, that nothing
-//! is lost, reordered or queued without bound. Version numbers cannot tell: distributions backport.
+//! The start-up self-test: redirect is switched on, level by level, only as far as real sockets show, on this very kernel, that
+//! nothing is lost, reordered or queued without bound. Version numbers cannot tell: distributions backport.
 //!
-//! It runs inside the proxy's cgroup, between two sockets of the proxy, before anything is steered.
+//! It runs inside the proxy's cgroup, before anything is steered. Sockets that shall be an application's are marked as such.
+//!
+//! - [`stream`], connections and what is sent on them
+//! - [`applications`], the ways that have an application at one end, or at both
+
+mod applications;
+mod stream;
 
 use std::{
-    io::{self, ErrorKind, Read, Write},
-    net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
-    time::{Duration, Instant},
+    io::{ErrorKind, Write},
+    net::Shutdown,
+    os::fd::BorrowedFd,
 };
 
 use rustix::pipe::{SpliceFlags, pipe, splice};
-use serde::Serialize;
+use sidecar_common::socket_state::SocketState;
 
-/// One property and what was found.
-#[derive(Debug, Clone, Serialize)]
-pub struct Finding {
-    pub name: &'static str,
-    /// What went wrong; `None` if it held.
-    pub failure: Option<String>,
-}
+use self::stream::{BLOCK_BYTES, Check, block, expect, expect_end, pair, send};
+use super::proof::{Finding, Proof};
+use crate::model::Level;
 
-/// No read or write waits longer.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// What TCP's own buffers may take beyond the credit: `tcp_rmem[2]` + `tcp_wmem[2]` of large hosts.
 const TCP_BUFFERS_BYTES: usize = 48 << 20;
 /// The kernel accepts bytes into an unbounded queue at GB/s; without a bound this is reached at once.
 const UNBOUNDED_BYTES: usize = 128 << 20;
-const BLOCK_BYTES: usize = 64 << 10;
 
-/// What the test needs to know of the kernel half.
+/// What the test needs to know of the kernel half, and of it.
 pub trait Observer {
     /// Messages redirected so far.
     fn redirected(&mut self) -> Result<u64, String>;
+    /// Of those, how many went past the proxies.
+    fn joined(&mut self) -> Result<u64, String>;
     /// Whether a socket was seen to be read with splice; forgets it.
     fn take_splice(&mut self) -> Result<bool, String>;
+    /// Has a socket of ours taken for an application's. `state`: beside the workload.
+    fn mark(&mut self, socket: BorrowedFd<'_>, state: SocketState) -> Result<(), String>;
+    /// From now on redirect goes so far, for connections that are new.
+    fn allow(&mut self, level: Level) -> Result<(), String>;
 }
 
-/// Runs all parts; each on a connection of its own. `credit_bytes`: of the workload.
+/// Runs all parts, each on connections of its own, as long as it makes sense. `credit_bytes`: of the workload.
 pub fn run(observer: &mut dyn Observer, credit_bytes: u32) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut part = |name, result: Result<(), String>| {
+    let mut part = |name, result: Check| {
+        let held = result.is_ok();
         findings.push(Finding {
             name,
             failure: result.err(),
-        })
+        });
+        held
     };
-    part("redirect", redirect(observer));
-    part("order", order_and_credit(credit_bytes));
-    part("half-close", half_close());
-    part("FIONREAD", readable());
-    part("splice", splice_is_noticed(observer));
-    findings
-}
-
-type Check = Result<(), String>;
-
-fn pair() -> Result<(TcpStream, TcpStream), String> {
-    let connect = || -> io::Result<_> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let client = TcpStream::connect(listener.local_addr()?)?;
-        let (server, _) = listener.accept()?;
-        for socket in [&client, &server] {
-            socket.set_read_timeout(Some(PATIENCE))?;
-            socket.set_write_timeout(Some(PATIENCE))?;
-            socket.set_nodelay(true)?;
-        }
-        Ok((client, server))
-    };
-    connect().map_err(|e| format!("cannot make a connection: {e}"))
-}
-
-/// The byte at `position` of every test stream.
-fn byte(position: usize) -> u8 {
-    (position.wrapping_mul(0x9e37_79b1) >> 13) as u8
-}
-
-fn block(position: usize, length: usize) -> Vec<u8> {
-    (position..position + length).map(byte).collect()
-}
-
-fn send(socket: &mut TcpStream, position: &mut usize, length: usize) -> Check {
-    socket
-        .write_all(&block(*position, length))
-        .map_err(|e| format!("write: {e}"))?;
-    *position += length;
-    Ok(())
-}
-
-/// Reads up to `end` and compares every byte.
-fn expect(socket: &mut TcpStream, position: &mut usize, end: usize) -> Check {
-    let mut buffer = vec![0; BLOCK_BYTES];
-    while *position < end {
-        let wanted = buffer.len().min(end - *position);
-        let read = match socket.read(&mut buffer[..wanted]) {
-            Ok(0) => return Err(format!("the stream ends at byte {position} of {end}")),
-            Ok(read) => read,
-            Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                return Err(format!("nothing arrives after byte {position} of {end}"));
-            }
-            Err(e) => return Err(format!("read: {e}")),
-        };
-        if let Some(at) = (0..read).find(|i| buffer[*i] != byte(*position + i)) {
-            return Err(format!(
-                "byte {} is wrong: bytes were lost or reordered",
-                *position + at
-            ));
-        }
-        *position += read;
+    let always = [
+        part(Proof::Redirect, redirect(observer)),
+        part(Proof::Order, order_and_credit(credit_bytes)),
+        part(Proof::HalfClose, half_close()),
+        part(Proof::Splice, splice_is_noticed(observer)),
+    ];
+    if always.contains(&false) {
+        return findings;
     }
-    Ok(())
+    let towards = [
+        part(
+            Proof::Applications,
+            applications::towards(observer, credit_bytes),
+        ),
+        part(Proof::Fionread, applications::fionread(observer)),
+        part(Proof::BackToTcp, applications::back_to_tcp(observer)),
+    ];
+    if !towards.contains(&false) {
+        part(Proof::Joined, applications::joined(observer));
+    }
+    // The last one, as it is at a level of its own. Where it fails the next level still holds.
+    part(
+        Proof::FionreadOfTcp,
+        applications::fionread_of_tcp(observer),
+    );
+    findings
 }
 
 fn redirect(observer: &mut dyn Observer) -> Check {
@@ -167,32 +136,11 @@ fn half_close() -> Check {
         .shutdown(Shutdown::Write)
         .map_err(|e| format!("shutdown: {e}"))?;
     expect(&mut server, &mut received, sent)?;
-    match server.read(&mut [0]) {
-        Ok(0) => {}
-        other => return Err(format!("no end of stream after a half-close: {other:?}")),
-    }
+    expect_end(&mut server)?;
     send(&mut server, &mut returned, 1000)?;
     drop(server);
     expect(&mut client, &mut answered, returned)?;
-    match client.read(&mut [0]) {
-        Ok(0) => Ok(()),
-        other => Err(format!("no end of stream after a close: {other:?}")),
-    }
-}
-
-fn readable() -> Check {
-    let (mut client, server) = pair()?;
-    send(&mut client, &mut 0, 700)?;
-    // What is redirected is there when the sender returns: waiting longer would only make each start slower where it is not
-    // counted.
-    let deadline = Instant::now() + Duration::from_millis(100);
-    loop {
-        match rustix::io::ioctl_fionread(&server) {
-            Ok(700) => return Ok(()),
-            Ok(0) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
-            other => return Err(format!("700 bytes are queued, FIONREAD says {other:?}")),
-        }
-    }
+    expect_end(&mut client)
 }
 
 /// A reader that splices would hang on redirected bytes; it must be noticed the moment it does.

@@ -23,12 +23,12 @@ use aya::{
     util::nr_cpus,
 };
 use sidecar_common::{
-    flow::{FlowKey, HalfFlow, Rendezvous},
+    flow::{FlowKey, HalfFlow, KubeletConnection, Rendezvous},
     names,
-    record::{Counter, Counters},
+    record::{Account, Counter, Counters},
     settings::{
         Cgroup as CgroupEntry, CidrTarget, DenyTarget, LISTENING_EXCLUDED, ListeningKey,
-        MAX_HANDOVERS, MAX_LISTENING, MAX_WORKLOADS, PortKey, Workload,
+        MAX_HANDOVERS, MAX_LISTENING, MAX_WORKLOADS, PortKey, ROLE_APPLICATION, Workload,
     },
     socket_state::SocketState,
 };
@@ -65,13 +65,17 @@ pub struct Tables {
     listeners: SockMap<MapData>,
     sockets: SkStorage<MapData, SocketState>,
     profiles: HashMap<MapData, PortKey, sidecar_common::record::Profile>,
+    accounts: Array<MapData, Account>,
     counters: PerCpuArray<MapData, Counters>,
     handovers: ArrayOfMaps<MapData, Handovers>,
+    dials: ArrayOfMaps<MapData, Handovers>,
     pairings: Handovers,
     half_flows: HashMap<MapData, u64, HalfFlow>,
     flows: SockHash<MapData, u64>,
-    probes: HashMap<MapData, FlowKey, u64>,
+    probes: HashMap<MapData, FlowKey, KubeletConnection>,
     probes_lost: PerCpuArray<MapData, u64>,
+    /// Cookies in `half_flows` that were not in `flows` at the last look.
+    suspects: BTreeSet<u64>,
     /// What is in `ports`, `cidrs` and `denials`.
     rules: Known,
 }
@@ -101,6 +105,7 @@ fn of(name: &'static str) -> impl Fn(MapError) -> LoadError {
 /// the types of what the own maps hold; those that are made later know none, and before Linux 6.2 that makes them other maps.
 pub fn make_arrays(directory: &Path) -> Result<(), LoadError> {
     make_array::<FlowKey, Rendezvous>(directory, names::HANDOVERS, MAX_HANDOVERS)?;
+    make_array::<FlowKey, Rendezvous>(directory, names::DIALS, MAX_HANDOVERS)?;
     make_array::<ListeningKey, u64>(directory, names::LISTENING, MAX_LISTENING)
 }
 
@@ -128,9 +133,14 @@ fn remove_forgotten(records: &mut Handovers) {
         now_ns.saturating_sub(record.since_ns) > lasts_ns
     };
     let left: Vec<_> = records.iter().flatten().filter(forgotten).collect();
-    for (flow, _) in left {
-        // Not there: that is what is wanted.
-        let _ = records.remove(&flow);
+    for (flow, record) in left {
+        // The same addresses and ports may be those of a new connection.
+        if records
+            .get(&flow, 0)
+            .is_ok_and(|now| now.owner == record.owner)
+        {
+            let _ = records.remove(&flow);
+        }
     }
 }
 
@@ -148,13 +158,16 @@ impl Tables {
             listeners: typed(bpf, names::LISTENERS)?,
             sockets: typed(bpf, names::SOCKETS)?,
             profiles: typed(bpf, names::PROFILES)?,
+            accounts: typed(bpf, names::ACCOUNTS)?,
             counters: typed(bpf, names::COUNTERS)?,
             handovers: typed(bpf, names::HANDOVERS)?,
+            dials: typed(bpf, names::DIALS)?,
             pairings: typed(bpf, names::PAIRINGS)?,
             half_flows: typed(bpf, names::HALF_FLOWS)?,
             flows: typed(bpf, names::FLOWS)?,
             probes: typed(bpf, names::KUBELET_CONNECTIONS)?,
             probes_lost: typed(bpf, names::KUBELET_CONNECTIONS_LOST)?,
+            suspects: BTreeSet::new(),
             rules: Known::default(),
         })
     }
@@ -173,13 +186,16 @@ impl Tables {
             listeners: pinned(directory, names::LISTENERS, Map::SockMap)?,
             sockets: pinned(directory, names::SOCKETS, Map::SkStorage)?,
             profiles: pinned(directory, names::PROFILES, Map::HashMap)?,
+            accounts: pinned(directory, names::ACCOUNTS, Map::Array)?,
             counters: pinned(directory, names::COUNTERS, Map::PerCpuArray)?,
             handovers: pinned(directory, names::HANDOVERS, Map::ArrayOfMaps)?,
+            dials: pinned(directory, names::DIALS, Map::ArrayOfMaps)?,
             pairings: pinned(directory, names::PAIRINGS, Map::LruHashMap)?,
             half_flows: pinned(directory, names::HALF_FLOWS, Map::HashMap)?,
             flows: pinned(directory, names::FLOWS, Map::SockHash)?,
             probes: pinned(directory, names::KUBELET_CONNECTIONS, Map::HashMap)?,
             probes_lost: pinned(directory, names::KUBELET_CONNECTIONS_LOST, Map::PerCpuArray)?,
+            suspects: BTreeSet::new(),
             rules: Known::default(),
         })
     }
@@ -192,7 +208,8 @@ impl Tables {
             (names::PORTS, self.ports.keys().count()),
             (names::CIDRS, self.cidrs.keys().count()),
             (names::DENIALS, self.denials.keys().count()),
-            (names::HANDOVERS, self.waiting_handovers()),
+            (names::HANDOVERS, self.waiting(&self.handovers)),
+            (names::DIALS, self.waiting(&self.dials)),
             (names::PAIRINGS, self.pairings.keys().count()),
             (names::HALF_FLOWS, self.half_flows.keys().count()),
             (names::KUBELET_CONNECTIONS, self.probes.keys().count()),
@@ -208,6 +225,18 @@ impl Tables {
         self.workloads
             .set(slot, workload, ANY)
             .map_err(of(names::WORKLOADS))
+    }
+
+    /// What the kernel half keeps of the workload in `slot` itself.
+    pub fn account(&self, slot: u32) -> Result<Account, LoadError> {
+        self.accounts.get(&slot, 0).map_err(of(names::ACCOUNTS))
+    }
+
+    /// Only while the workload is not steered.
+    pub fn reset_account(&mut self, slot: u32) -> Result<(), LoadError> {
+        self.accounts
+            .set(slot, Account::default(), ANY)
+            .map_err(of(names::ACCOUNTS))
     }
 
     /// Says that tasks in the cgroup with `id` belong to a workload; replaces what was said before.
@@ -231,11 +260,35 @@ impl Tables {
             .collect()
     }
 
+    /// What is said of these cgroups, and of all others of the same workloads.
+    pub fn cgroups_beside(&self, ids: &[u64]) -> Vec<(u64, CgroupEntry)> {
+        let slots: BTreeSet<u32> = ids
+            .iter()
+            .filter_map(|id| Some(self.cgroup(*id)?.workload))
+            .collect();
+        if slots.is_empty() {
+            return Vec::new();
+        }
+        let entries = self.cgroups.iter().flatten();
+        entries
+            .filter(|(_, entry)| slots.contains(&entry.workload))
+            .collect()
+    }
+
     /// Of these, those in one of the `ROLE_`s.
     pub fn cgroups_in_role(&self, slot: u32, role: u32) -> Vec<u64> {
         let entries = self.cgroups.iter().flatten();
         entries
             .filter(|(_, entry)| entry.workload == slot && entry.role == role)
+            .map(|(id, _)| id)
+            .collect()
+    }
+
+    /// Of these, those that are not the application's: the proxy's, and what is excluded.
+    pub fn cgroups_left_alone(&self, slot: u32) -> BTreeSet<u64> {
+        let entries = self.cgroups.iter().flatten();
+        entries
+            .filter(|(_, entry)| entry.workload == slot && entry.role != ROLE_APPLICATION)
             .map(|(id, _)| id)
             .collect()
     }
@@ -261,11 +314,6 @@ impl Tables {
         self.sockets
             .insert(socket, state, ANY)
             .map_err(of(names::SOCKETS))
-    }
-
-    /// What the kernel half remembers of a socket.
-    pub fn socket_state(&self, socket: &impl AsRawFd) -> Option<SocketState> {
-        self.sockets.get(socket, 0).ok()
     }
 
     /// The workload in `slot` listens at these places and, but for those that were noted since `before_ns`, at no others. With
@@ -327,29 +375,42 @@ impl Tables {
             self.empty_own(slot);
             return Ok(());
         }
-        let (handovers, listening) = (&mut self.handovers, &mut self.listening);
-        // The two waits are one.
+        let listening = &mut self.listening;
+        let make = |all: &mut ArrayOfMaps<MapData, Handovers>| {
+            let made = Handovers::create(MAX_HANDOVERS, NO_PREALLOC)?;
+            all.set(slot, &made, ANY)
+        };
+        let waits = [
+            (names::HANDOVERS, &mut self.handovers),
+            (names::DIALS, &mut self.dials),
+        ];
+        // The waits are one.
         thread::scope(|scope| {
-            let handed_over = scope.spawn(move || {
-                let made = Handovers::create(MAX_HANDOVERS, NO_PREALLOC)?;
-                handovers.set(slot, &made, ANY)
-            });
+            let waits = waits.map(|(name, all)| (name, scope.spawn(move || make(all))));
             let made = Listening::create(MAX_LISTENING, NO_PREALLOC);
             made.and_then(|made| listening.set(slot, &made, ANY))
                 .map_err(of(names::LISTENING))?;
-            let handed_over = handed_over.join().unwrap_or(Err(MapError::KeyNotFound));
-            handed_over.map_err(of(names::HANDOVERS))
+            for (name, made) in waits {
+                let made = made.join().unwrap_or(Err(MapError::KeyNotFound));
+                made.map_err(of(name))?;
+            }
+            Ok(())
         })
     }
 
     /// Whether the slot has maps of its own, from whichever workload.
     pub fn has_own(&self, slot: u32) -> bool {
-        self.handovers.get(&slot, 0).is_ok() && self.listening.get(&slot, 0).is_ok()
+        self.handovers.get(&slot, 0).is_ok()
+            && self.dials.get(&slot, 0).is_ok()
+            && self.listening.get(&slot, 0).is_ok()
     }
 
     fn empty_own(&mut self, slot: u32) {
         // Best effort by nature: what is gone already is what is wanted.
-        if let Ok(mut handovers) = self.handovers.get(&slot, 0) {
+        for all in [&self.handovers, &self.dials] {
+            let Ok(mut handovers) = all.get(&slot, 0) else {
+                continue;
+            };
             let left: Vec<FlowKey> = handovers.keys().flatten().collect();
             for flow in left {
                 let _ = handovers.remove(&flow);
@@ -363,36 +424,45 @@ impl Tables {
         }
     }
 
-    /// What the workload in `slot` has handed over and nobody has taken.
-    pub fn handovers_of(&self, slot: u32) -> Vec<(FlowKey, Rendezvous)> {
-        let handovers = self.handovers.get(&slot, 0);
-        let entries = handovers.map(|handovers| handovers.iter().flatten().collect());
-        entries.unwrap_or_default()
-    }
-
     /// Removes what sockets have left behind whose end no hook has told, because another program on their cgroup had the
     /// kernel call it alone. `slots`: the workloads to look at.
     pub fn collect_garbage(&mut self, slots: &[u32]) {
-        // In this order: a socket that enters meanwhile is in the first of the two maps before it is in the second.
-        let noted: Vec<u64> = self.half_flows.keys().flatten().collect();
-        if !noted.is_empty() {
-            let alive: BTreeSet<u64> = self.flows.keys().flatten().collect();
-            for cookie in noted.iter().filter(|cookie| !alive.contains(cookie)) {
-                // Not there: that is what is wanted.
-                let _ = self.half_flows.remove(cookie);
-            }
+        let noted: BTreeSet<u64> = self.half_flows.keys().flatten().collect();
+        let alive: BTreeSet<u64> = match noted.is_empty() {
+            true => BTreeSet::new(),
+            false => self.flows.keys().flatten().collect(),
+        };
+        let dead: BTreeSet<u64> = noted.difference(&alive).copied().collect();
+        // A socket that enters is in the first of the two maps before it is in the second: only who is not there twice has gone.
+        for cookie in dead.intersection(&self.suspects) {
+            // Not there: that is what is wanted.
+            let _ = self.half_flows.remove(cookie);
         }
+        self.suspects = dead;
         for slot in slots {
-            if let Ok(mut handovers) = self.handovers.get(slot, 0) {
-                remove_forgotten(&mut handovers);
+            for all in [&self.handovers, &self.dials] {
+                if let Ok(mut handovers) = all.get(slot, 0) {
+                    remove_forgotten(&mut handovers);
+                }
             }
         }
         remove_forgotten(&mut self.pairings);
+        let now_ns = monotonic_ns();
+        let old = |noted: &KubeletConnection| now_ns.saturating_sub(noted.since_ns) > FORGOTTEN_NS;
+        let left = self.probes.iter().flatten();
+        let left: Vec<_> = left.filter(|(_, noted)| old(noted)).collect();
+        for (flow, noted) in left {
+            // The same addresses and ports may be those of a new connection.
+            if self.probes.get(&flow, 0).is_ok_and(|now| now == noted) {
+                let _ = self.probes.remove(&flow);
+            }
+        }
     }
 
-    fn waiting_handovers(&self) -> usize {
-        let slots = 0..self.handovers.len();
-        slots.map(|slot| self.handovers_of(slot).len()).sum()
+    /// How many have been left in the maps of all workloads, and not been taken.
+    fn waiting(&self, all: &ArrayOfMaps<MapData, Handovers>) -> usize {
+        let own = (0..all.len()).filter_map(|slot| all.get(&slot, 0).ok());
+        own.map(|handovers| handovers.keys().count()).sum()
     }
 
     /// Forgets everything about the workload in `slot`.
@@ -437,18 +507,13 @@ impl Tables {
         for key in profiles {
             let _ = self.profiles.remove(&key);
         }
+        let _ = self.reset_account(slot);
         let zeroes = nr_cpus()
             .map_err(|(_, e)| e)
             .and_then(|cpus| vec![Counters::default(); cpus].try_into());
         if let Ok(zeroes) = zeroes {
             let _ = self.counters.set(slot, zeroes, ANY);
         }
-    }
-
-    /// Bytes that were ever redirected to the socket with `cookie`, if it is in the map.
-    pub fn redirected_to(&self, cookie: u64) -> Option<u64> {
-        let half = self.half_flows.get(&cookie, 0).ok()?;
-        Some(half.received_bytes)
     }
 
     /// Connections of the kubelet that found the map full: pods took them for anybody's.

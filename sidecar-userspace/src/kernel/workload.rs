@@ -6,10 +6,7 @@ use std::{io, net::SocketAddr, path::Path};
 
 use aya::Ebpf;
 use rustix::net::getsockname;
-use sidecar_common::settings::{
-    Cgroup as CgroupEntry, ROLE_APPLICATION, ROLE_PROXY, WORKLOAD_PROXY_SPLICES, WORKLOAD_SPLICES,
-    Workload,
-};
+use sidecar_common::settings::{Cgroup as CgroupEntry, ROLE_APPLICATION, ROLE_PROXY, Workload};
 use std::os::fd::BorrowedFd;
 use tracing::{info, warn};
 
@@ -19,8 +16,9 @@ use super::{
     egress::Egress,
     exclusion,
     links::Links,
-    listening::Look,
+    listening::{Look, monotonic_ns},
     pins::{Pins, WorkloadPins},
+    proof::Reach,
     tables::{Tables, rules::workload_entry},
 };
 use crate::{
@@ -72,6 +70,8 @@ pub enum Lasting {
 pub struct Attached {
     pins: WorkloadPins,
     links: Links,
+    /// Which enrolment it is, as the kernel half knows it.
+    enrolment: u64,
     /// Cookie of the namespace.
     netns: u64,
     /// Nobody else uses the namespace: every port that is not known to be closed is captured.
@@ -100,7 +100,14 @@ impl Attached {
         // Before anything is attached: nothing may be steered by what a former sidecar said.
         tables.clear(pins.slot);
         tables.make_own(pins.slot)?;
-        tables.set_cgroup(proxy, role(pins.slot, ROLE_PROXY))?;
+        // The clock never stands still for as long as attaching takes, and pins do not outlive the machine's start.
+        let enrolment = monotonic_ns();
+        tables.set_cgroup(proxy, role(pins.slot, enrolment, ROLE_PROXY))?;
+        let netns = subject.namespace.cookie;
+        if lasting == Lasting::Everything {
+            // Before there is a program that asks whose the namespace is.
+            tables.own_namespace(netns, pins.slot)?;
+        }
         let mut links = Links::attach(shared, subject.application, subject.proxy)?;
         let mut egress = Egress::new((lasting != Lasting::Nothing).then_some(&*pins.directory));
         let left_alone = [subject.proxy.clone()];
@@ -120,13 +127,10 @@ impl Attached {
             // The pins hold them; a descriptor each would only be one more.
             links = Links::default();
         }
-        let netns = subject.namespace.cookie;
-        if lasting == Lasting::Everything {
-            tables.own_namespace(netns, pins.slot)?;
-        }
         Ok(Self {
             pins,
             links,
+            enrolment,
             netns,
             own_namespace: lasting == Lasting::Everything,
             look: None,
@@ -138,12 +142,13 @@ impl Attached {
 
     /// Takes over a workload whose links are all pinned.
     pub fn adopt(pins: WorkloadPins, tables: &Tables) -> Result<Self, AttachError> {
-        let netns = tables.workload(pins.slot)?.netns;
+        let entry = tables.workload(pins.slot)?;
         Ok(Self {
             egress: Egress::new(Some(&pins.directory)),
             pins,
             links: Links::default(),
-            netns,
+            enrolment: entry.enrolment,
+            netns: entry.netns,
             own_namespace: true,
             look: None,
             excluded: Vec::new(),
@@ -156,6 +161,7 @@ impl Attached {
         Self {
             pins,
             links: Links::default(),
+            enrolment: 0,
             netns: 0,
             own_namespace: true,
             look: None,
@@ -177,6 +183,10 @@ impl Attached {
         self.netns
     }
 
+    pub fn enrolment(&self) -> u64 {
+        self.enrolment
+    }
+
     /// From now on new connections of the application go to `outbound_port` on loopback, and those to it to
     /// `inbound`.
     pub fn steer(
@@ -185,7 +195,7 @@ impl Attached {
         subject: &Subject<'_>,
         outbound_port: u16,
         listeners: Listening<'_>,
-        redirect: bool,
+        reach: &Reach,
     ) -> Result<(), AttachError> {
         let slot = self.pins.slot;
         // Before their workload is steered, so that none of their connections is.
@@ -197,21 +207,22 @@ impl Attached {
         self.point(tables, subject, listeners)?;
         let entry = workload_entry(
             subject.steering,
+            self.enrolment,
             self.netns,
             outbound_port,
-            redirect,
+            reach,
             self.own_namespace,
         );
         tables.set_workload(slot, entry)?;
         let mut left_alone = self.excluded.clone();
         left_alone.push(subject.proxy.clone());
-        let application = role(slot, ROLE_APPLICATION);
+        let application = role(slot, self.enrolment, ROLE_APPLICATION);
         tables.set_cgroup(subject.application.id()?, application)?;
         adopt::adopt(
             tables,
             subject.application,
             &left_alone,
-            slot,
+            (slot, self.enrolment),
             subject.namespace,
         )?;
         Ok(())
@@ -225,7 +236,7 @@ impl Attached {
         subject: &Subject<'_>,
         outbound_port: u16,
         listeners: Listening<'_>,
-        redirect: bool,
+        reach: &Reach,
     ) -> Result<(), AttachError> {
         self.proxy = Some(subject.proxy.clone());
         self.egress.prepare(
@@ -235,7 +246,7 @@ impl Attached {
             || subject.namespace.try_clone(),
             subject.steering,
         )?;
-        let proxy = role(self.pins.slot, ROLE_PROXY);
+        let proxy = role(self.pins.slot, self.enrolment, ROLE_PROXY);
         tables.set_cgroup(subject.proxy.id()?, proxy)?;
         self.exclude(
             tables,
@@ -243,7 +254,7 @@ impl Attached {
             &subject.steering.exclude_cgroups,
         )?;
         self.point(tables, subject, listeners)?;
-        self.set_entry(tables, subject.steering, outbound_port, redirect)?;
+        self.set_entry(tables, subject.steering, outbound_port, reach)?;
         self.egress.finish(subject.steering);
         Ok(())
     }
@@ -256,8 +267,8 @@ impl Attached {
         listeners: Listening<'_>,
     ) -> Result<(), AttachError> {
         let slot = self.pins.slot;
-        adopt::mark_proxy(tables, listeners.unmarked, slot)?;
-        self.watch_listeners(tables, subject.namespace, listeners.inbound);
+        adopt::mark_proxy(tables, listeners.unmarked, (slot, self.enrolment))?;
+        self.watch_listeners(tables, subject, listeners.inbound);
         tables.set_listener(slot, &listeners.inbound)?;
         Ok(tables.set_rules(slot, subject.steering)?)
     }
@@ -266,7 +277,7 @@ impl Attached {
     fn watch_listeners(
         &mut self,
         tables: &mut Tables,
-        namespace: &Namespace,
+        subject: &Subject<'_>,
         inbound: BorrowedFd<'_>,
     ) {
         if !self.own_namespace {
@@ -275,7 +286,7 @@ impl Attached {
         let address = getsockname(inbound).ok();
         let address = address.and_then(|address| SocketAddr::try_from(address).ok());
         let port = address.map_or(0, |address| address.port());
-        match Look::new(namespace, self.pins.slot, port) {
+        match Look::new(subject.namespace, self.pins.slot, subject.application, port) {
             Ok(look) => self.look = Some(look),
             Err(error) => {
                 warn!(%error, "who listens cannot be seen: closed ports are captured like open ones");
@@ -296,7 +307,8 @@ impl Attached {
         application: &Cgroup,
         patterns: &[CgroupPattern],
     ) -> Result<(), AttachError> {
-        self.excluded = exclusion::apply(tables, self.pins.slot, application, patterns)?;
+        let whose = (self.pins.slot, self.enrolment);
+        self.excluded = exclusion::apply(tables, whose, application, patterns)?;
         Ok(())
     }
 
@@ -331,7 +343,7 @@ impl Attached {
         tables: &mut Tables,
         application: &Cgroup,
         steering: &Steering,
-        redirect: bool,
+        reach: &Reach,
     ) -> Result<(), AttachError> {
         let Self {
             egress,
@@ -349,7 +361,7 @@ impl Attached {
         let slot = self.pins.slot;
         tables.set_rules(slot, steering)?;
         let port = tables.workload(slot)?.outbound_port;
-        self.set_entry(tables, steering, port, redirect)?;
+        self.set_entry(tables, steering, port, reach)?;
         self.egress.finish(steering);
         Ok(())
     }
@@ -359,20 +371,17 @@ impl Attached {
         tables: &mut Tables,
         steering: &Steering,
         outbound_port: u16,
-        redirect: bool,
+        reach: &Reach,
     ) -> Result<(), AttachError> {
-        let old = tables.workload(self.pins.slot)?;
-        let mut new = workload_entry(
+        let entry = workload_entry(
             steering,
+            self.enrolment,
             self.netns,
             outbound_port,
-            redirect,
+            reach,
             self.own_namespace,
         );
-        // Learned by the kernel half, not configured.
-        new.flags |= old.flags & (WORKLOAD_SPLICES | WORKLOAD_PROXY_SPLICES);
-        new.splices_since_ns = old.splices_since_ns;
-        Ok(tables.set_workload(self.pins.slot, new)?)
+        Ok(tables.set_workload(self.pins.slot, entry)?)
     }
 
     /// Detaches everything and forgets the workload. `shared`: the directory that it is in.
@@ -392,8 +401,12 @@ fn left_alone(excluded: &[Cgroup], proxy: Option<&Cgroup>) -> Vec<Cgroup> {
     excluded.iter().chain(proxy).cloned().collect()
 }
 
-fn role(workload: u32, role: u32) -> CgroupEntry {
-    CgroupEntry { workload, role }
+fn role(workload: u32, enrolment: u64, role: u32) -> CgroupEntry {
+    CgroupEntry {
+        workload,
+        role,
+        enrolment,
+    }
 }
 
 /// Removes the directories of dead sidecars with the name `name`, of every version: their links go with them.

@@ -8,7 +8,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Cidr, Egress, EgressRule, IpProtocol, Mtls, Protocol, UnknownDestination, cgroup::CgroupPattern,
+    Cidr, Egress, EgressRule, IpProtocol, Level, Mtls, Protocol, UnknownDestination,
+    cgroup::CgroupPattern,
 };
 
 /// Who the sidecar speaks for.
@@ -115,6 +116,8 @@ pub struct InboundPort {
 #[serde(rename_all = "camelCase", default)]
 pub struct Redirect {
     pub enabled: bool,
+    /// How far it may go.
+    pub level: Level,
     /// Whether connections to ports on which redirect does not pay are left on TCP.
     pub adaptive: bool,
     /// Bytes that may be redirected in one direction of one flow and not yet proven drained.
@@ -123,10 +126,21 @@ pub struct Redirect {
     pub exclude_ports: BTreeSet<u16>,
 }
 
+impl Redirect {
+    /// How far it may go, or not at all.
+    pub fn allowed(&self) -> Level {
+        match self.enabled {
+            true => self.level,
+            false => Level::Off,
+        }
+    }
+}
+
 impl Default for Redirect {
     fn default() -> Self {
         Self {
             enabled: true,
+            level: Level::Joined,
             adaptive: true,
             credit_bytes: 256 * 1024,
             exclude_ports: BTreeSet::new(),

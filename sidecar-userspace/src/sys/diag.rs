@@ -38,6 +38,8 @@ pub struct Listener {
     pub v6_only: bool,
     /// Of the socket, as /proc/PID/fd shows it; 0: it has no file.
     pub inode: u32,
+    /// The id of the cgroup in which it was made; 0 where the kernel does not say.
+    pub cgroup: u64,
 }
 
 /// Lists the listeners of one network namespace, again and again.
@@ -52,6 +54,8 @@ const LISTEN: u32 = 1 << 10;
 /// `struct inet_diag_msg`
 const ANSWER_BYTES: usize = 72;
 const INET_DIAG_SKV6ONLY: u16 = 11;
+/// From Linux 5.9 on.
+const INET_DIAG_CGROUP_ID: u16 = 21;
 
 impl Diag {
     /// For the network namespace `namespace`.
@@ -125,11 +129,16 @@ fn listener(body: &[u8]) -> Option<Listener> {
         false => IpAddr::V6(Ipv6Addr::from(source)),
     };
     let mut attributes = body.get(ANSWER_BYTES..).unwrap_or_default();
-    let mut v6_only = false;
+    let (mut v6_only, mut cgroup) = (false, 0);
     while let Some(head) = attributes.get(..4) {
         let length = usize::from(u16::from_ne_bytes([head[0], head[1]]));
-        if u16::from_ne_bytes([head[2], head[3]]) == INET_DIAG_SKV6ONLY {
-            v6_only = attributes.get(4).is_some_and(|only| *only != 0);
+        match u16::from_ne_bytes([head[2], head[3]]) {
+            INET_DIAG_SKV6ONLY => v6_only = attributes.get(4).is_some_and(|only| *only != 0),
+            INET_DIAG_CGROUP_ID => {
+                let id = attributes.get(4..12).and_then(|id| id.try_into().ok());
+                cgroup = id.map_or(0, u64::from_ne_bytes);
+            }
+            _ => {}
         }
         let next = length.max(4).next_multiple_of(4);
         attributes = attributes.get(next..).unwrap_or_default();
@@ -138,6 +147,7 @@ fn listener(body: &[u8]) -> Option<Listener> {
         address: SocketAddr::new(ip, port),
         v6_only,
         inode,
+        cgroup,
     })
 }
 

@@ -57,6 +57,7 @@ pub fn config_dump(snapshot: &Snapshot, memory: &MemoryPlan, places: &Places) ->
         "identity": snapshot.identity.as_ref().map(|identity| format!("{identity:?}")),
         "redirect": {
             "enabled": redirect.enabled,
+            "level": redirect.level,
             "adaptive": redirect.adaptive,
             "credit_bytes": redirect.credit_bytes,
             "exclude_ports": redirect.exclude_ports,

@@ -1,9 +1,11 @@
 //! The node's agent and sidecars without privilege: real processes of another user, without a capability, in cgroups of
 //! their own, that are steered because an agent attaches for them.
 
+mod anew;
 mod claims;
 mod csi;
 mod enrolment;
+mod failed;
 mod foreign;
 mod greedy;
 mod hostile;

@@ -204,6 +204,52 @@ fn probes_of_both_families_reach_a_listener_of_both() {
     });
 }
 
+/// One request from a port of its own; a reset ends the connection, so that the port is free at once. Arguments: own address, address.
+const FROM_ONE_PORT: &str = r#"
+import socket, struct, sys
+s = socket.socket(); s.settimeout(10)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s.bind((sys.argv[1], 33333)); s.connect((sys.argv[2], 8080))
+s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+s.sendall(b"GET /healthz HTTP/1.1\r\nHost: b\r\n\r\n")
+assert s.recv(4096).startswith(b"HTTP/1.1 200"), "refused"
+"#;
+
+/// Another program above the kubelet's has the kernel tell us nothing of ends: who has the port of its connection afterwards is not
+/// the kubelet.
+#[test]
+fn a_port_that_the_kubelet_had_is_not_the_kubelet() {
+    World::play(|world| {
+        let stage = Stage::new(world)?;
+        let b = &stage.strict;
+        let _nginx = peers::nginx(&b.workload, b.v4(8080), stage.files.path(), "")?;
+        let python = programs::packaged("python3", "python3")?;
+        let above = stage.node.cgroup().display().to_string();
+        let mut other = stage.node.start_in(
+            &stage.others,
+            "other",
+            &python,
+            &["-c", crate::hostile::programs::SOCK_OPS, &above],
+        )?;
+        other.line_within("attached", SOON)?;
+        let (own, to) = (
+            stage.node.v4(0).ip().to_string(),
+            b.v4(8080).ip().to_string(),
+        );
+        let asks = |cgroup: &Path, name: &str| -> Result<bool> {
+            let arguments = ["-c", FROM_ONE_PORT, &own, &to];
+            let asked = stage.node.start_in(cgroup, name, &python, &arguments)?;
+            Ok(asked.finish(SOON)?.status.success())
+        };
+        ensure!(asks(&stage.kubelet, "kubelet")?, "the kubelet is refused");
+        ensure!(stage.noted()? == 1, "its end was told: this shows nothing");
+        std::thread::sleep(std::time::Duration::from_secs(11));
+        ensure!(!asks(&stage.others, "others")?, "anybody is let in");
+        ensure!(asks(&stage.kubelet, "again")?, "the kubelet is refused");
+        Ok(())
+    });
+}
+
 /// Connects to somebody who never answers, and keeps that up.
 const PENDING: &str = r#"
 import errno, resource, socket, sys

@@ -17,6 +17,41 @@ try:
 except OSError as e: print("said", errno.errorcode.get(e.errno, str(e)), flush=True)
 "#;
 
+/// Connects, disconnects the socket, and connects it to the sidecar's port as if it had been steered there. Arguments: address, port.
+const CALL_ANEW: &str = r#"
+import ctypes, errno, socket, sys
+libc = ctypes.CDLL(None, use_errno=True)
+s = socket.socket(); s.settimeout(10)
+s.connect((sys.argv[1], int(sys.argv[2])))
+assert s.recv(100).startswith(b"hello")
+assert libc.connect(s.fileno(), bytes(16), 16) == 0, "it cannot be disconnected"
+try:
+    s.connect(("127.0.0.1", 15002))
+    print("said", s.recv(100).decode() or "nothing", flush=True)
+except OSError as e: print("said", errno.errorcode.get(e.errno, str(e)), flush=True)
+"#;
+
+/// Where a socket led once says nothing of where it leads now.
+#[test]
+fn a_socket_that_is_connected_anew_is_judged_anew() {
+    World::play(|world| {
+        let agent = Agent::start(world)?;
+        let outside = world.workload("a")?;
+        let pod = Pod::enrolled(&agent, "b", &open())?;
+        let arguments = ["0.0.0.0", "9000", "6"];
+        let mut server = python(&outside, outside.cgroup(), "greet", GREET, &arguments)?;
+        server.line_within("listening", SOON)?;
+        let ip = outside.v4(0).ip().to_string();
+        let calling = application(&pod, "call", CALL_ANEW, &[&ip, "9000"])?;
+        let said = calling.finish(SOON)?.success()?.stdout;
+        ensure!(
+            ["said nothing", "said ECONNRESET"].contains(&said.trim()),
+            "it was taken for a steered connection: {said}"
+        );
+        Ok(())
+    });
+}
+
 #[test]
 fn multipath_tcp_is_steered_and_denied() {
     World::play(|world| {

@@ -4,8 +4,13 @@
 mod addresses;
 mod clients;
 mod floods;
+mod handed;
+mod holders;
 mod listeners;
-mod programs;
+mod places;
+pub mod programs;
+mod storage;
+mod thief;
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 

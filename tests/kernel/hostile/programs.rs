@@ -6,7 +6,7 @@ use sidecar_tests::world::{Agent, Pod, World, wait};
 use super::{GREET, SOON, application, call_from, open, python};
 
 /// Attaches a sock_ops program to the cgroup, which asks for calls of its own and for no others. Argument: the cgroup.
-const SOCK_OPS: &str = r#"
+pub const SOCK_OPS: &str = r#"
 import ctypes, os, struct, sys, time
 libc = ctypes.CDLL(None, use_errno=True)
 def bpf(command, attributes):
@@ -49,7 +49,7 @@ fn another_sock_ops_program_leaves_nothing_behind() {
             let inspected = agent.inspect()?;
             let layouts = inspected["entries"].as_object().into_iter().flatten();
             let left = layouts.flat_map(|(_, maps)| {
-                ["HALF_FLOWS", "HANDOVERS", "PAIRINGS"].map(|name| maps[name].as_u64())
+                ["HALF_FLOWS", "HANDOVERS", "DIALS", "PAIRINGS"].map(|name| maps[name].as_u64())
             });
             Ok(left.flatten().sum::<u64>() == 0)
         })

@@ -51,6 +51,39 @@ pub fn readable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(registered?)
 }
 
+/// `splice(2)` from a socket into a pipe by the system call of 32-bit programs, whose number is another one. Returns at once.
+#[cfg(target_arch = "x86_64")]
+pub fn compat_splice(socket: impl AsFd, pipe: impl AsFd, bytes: u32) -> io::Result<usize> {
+    const SPLICE: i64 = 313;
+    let result: i64;
+    // SAFETY: the call takes two descriptors, which are borrowed, and no pointers. It keeps all registers but those that are
+    // named; `rbx` and `rbp`, which the compiler keeps for itself, are put back.
+    unsafe {
+        std::arch::asm!(
+            "push rbx",
+            "push rbp",
+            "mov ebx, r12d",
+            "mov ebp, r13d",
+            "int 0x80",
+            "pop rbp",
+            "pop rbx",
+            inlateout("rax") SPLICE => result,
+            in("r12") socket.as_fd().as_raw_fd(),
+            in("rcx") 0,
+            in("rdx") pipe.as_fd().as_raw_fd(),
+            in("rsi") 0,
+            in("rdi") u64::from(bytes),
+            in("r13") libc::SPLICE_F_NONBLOCK,
+            lateout("r8") _,
+            lateout("r9") _,
+            lateout("r10") _,
+            lateout("r11") _,
+        );
+    }
+    let result = result as i32;
+    usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
+}
+
 /// Receives through a ring of its own, one operation at a time.
 pub struct RingReader {
     ring: IoUring,
@@ -75,6 +108,23 @@ impl RingReader {
         // SAFETY: `buffer` and `socket` are borrowed until this function returns, and it returns only once the
         // operation has completed, so the kernel never writes to the buffer after its end.
         unsafe { self.ring.submission().push(&entry) }.map_err(io::Error::other)?;
+        self.complete()
+    }
+
+    /// As `splice(2)` from a socket into a pipe; returns at once.
+    pub fn splice(&mut self, socket: impl AsFd, pipe: impl AsFd, bytes: u32) -> io::Result<usize> {
+        const NO_OFFSET: i64 = -1;
+        let [from, into] = [socket.as_fd(), pipe.as_fd()].map(|fd| types::Fd(fd.as_raw_fd()));
+        let entry = opcode::Splice::new(from, NO_OFFSET, into, NO_OFFSET, bytes)
+            .flags(libc::SPLICE_F_NONBLOCK)
+            .build();
+        // SAFETY: both descriptors are borrowed until this function returns, by when the operation has completed.
+        unsafe { self.ring.submission().push(&entry) }.map_err(io::Error::other)?;
+        self.complete()
+    }
+
+    /// Waits for the one operation that was begun.
+    fn complete(&mut self) -> io::Result<usize> {
         loop {
             match self.ring.submit_and_wait(1) {
                 Ok(_) => {}

@@ -25,17 +25,22 @@ pub const FOREIGN_VARIABLES: [&str; 14] = [
     "SIDECAR_IMAGE",
 ];
 
-/// The binary `traffic` of this build: cargo puts it beside the tests' directory.
+/// The program that plays connections.
 pub fn traffic() -> Result<PathBuf> {
+    own("traffic")
+}
+
+/// A binary of the tests, of this build: cargo puts it beside the tests' directory.
+pub fn own(name: &str) -> Result<PathBuf> {
     let test = env::current_exe()?;
     let path = test
         .ancestors()
         .nth(2)
-        .map(|profile| profile.join("traffic"))
+        .map(|profile| profile.join(name))
         .context("the tests stand nowhere")?;
     if !path.is_file() {
         bail!(
-            "{} is missing: build it with `cargo build -p sidecar-tests --bin traffic`",
+            "{} is missing: build it with `cargo build -p sidecar-tests --bin {name}`",
             path.display()
         );
     }

@@ -16,6 +16,9 @@ mount -t bpf bpf /sys/fs/bpf
 for module in /modules/*; do
     insmod "$module" || echo "init: $module cannot be loaded"
 done
+if grep -q guest.no-btf /proc/cmdline; then
+    mount -o bind /dev/null /sys/kernel/btf/vmlinux
+fi
 /usr/sbin/ip link set lo up
 # As under any service manager, the root of the hierarchy has no processes of ours.
 mkdir /sys/fs/cgroup/guest

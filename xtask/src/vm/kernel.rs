@@ -68,8 +68,6 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 
 /// A kernel that can be booted.
 pub struct Kernel {
-    /// As it was asked for.
-    pub name: String,
     /// As its files are named, and as `uname -r` says.
     pub release: String,
     pub image: PathBuf,
@@ -84,7 +82,7 @@ impl Kernel {
     /// If there is no such series, or the archives do not have it.
     pub fn get(name: &str, refresh: bool) -> Result<Self> {
         if Path::new(name).is_dir() {
-            return Self::within(name, Path::new(name));
+            return Self::within(Path::new(name));
         }
         let series = SERIES.iter().find(|series| series.name == name);
         let Some(series) = series else {
@@ -96,15 +94,15 @@ impl Kernel {
         };
         let kept = super::directory().join("kernels").join(name);
         if !refresh && let Some(newest) = newest(&kept) {
-            return Self::within(name, &newest);
+            return Self::within(&newest);
         }
         let directory = series
             .download(&kept)
             .with_context(|| format!("Debian's kernel {name} cannot be had"))?;
-        Self::within(name, &directory)
+        Self::within(&directory)
     }
 
-    fn within(name: &str, directory: &Path) -> Result<Self> {
+    fn within(directory: &Path) -> Result<Self> {
         // Before and after Debian merged /lib into /usr, and moved the image to the modules.
         let modules = ["usr/lib/modules", "lib/modules"]
             .iter()
@@ -118,7 +116,6 @@ impl Kernel {
             .find(|path| path.is_file())
             .with_context(|| format!("{} has no image of {release}", directory.display()))?;
         Ok(Self {
-            name: name.to_owned(),
             release,
             image,
             modules,

@@ -3,6 +3,7 @@
 use super::{
     kernel::Kernel,
     table::{Row, Step},
+    variant::Variant,
 };
 use crate::{signals, step};
 use anyhow::{Context as _, Result};
@@ -26,19 +27,19 @@ const SHOWN_LINES: usize = 30;
 ///
 /// # Errors
 /// If QEMU cannot be started. What goes wrong in the machine is in the row.
-pub fn run(kernel: &Kernel, initramfs: &Path) -> Result<Row> {
+pub fn run(name: &str, kernel: &Kernel, variant: Variant, initramfs: &Path) -> Result<Row> {
     let console = initramfs.with_file_name("console.log");
     let started = Instant::now();
-    eprintln!("   {} ({}): booting", kernel.name, kernel.release);
-    let (mut machine, lines) = Machine::boot(kernel, initramfs, &console)?;
-    let mut row = Row::new(&kernel.name, &kernel.release);
+    eprintln!("   {name} ({}): booting", kernel.release);
+    let (mut machine, lines) = Machine::boot(kernel, variant, initramfs, &console)?;
+    let mut row = Row::new(name, &kernel.release);
     let mut heard = Instant::now();
     let failure = loop {
         match lines.recv_timeout(Duration::from_millis(200)) {
             Ok(line) => {
                 heard = Instant::now();
                 if let Some(step) = Step::read(&line) {
-                    eprintln!("   {}: {step}", kernel.name);
+                    eprintln!("   {name}: {step}");
                     row.add(step);
                 }
                 continue;
@@ -55,8 +56,7 @@ pub fn run(kernel: &Kernel, initramfs: &Path) -> Result<Row> {
         if heard.elapsed() > REMINDER {
             heard = Instant::now();
             eprintln!(
-                "   {} … still at it after {}",
-                kernel.name,
+                "   {name} … still at it after {}",
                 step::seconds(started.elapsed())
             );
         }
@@ -76,7 +76,12 @@ pub fn run(kernel: &Kernel, initramfs: &Path) -> Result<Row> {
 struct Machine(Child);
 
 impl Machine {
-    fn boot(kernel: &Kernel, initramfs: &Path, console: &Path) -> Result<(Self, Receiver<String>)> {
+    fn boot(
+        kernel: &Kernel,
+        variant: Variant,
+        initramfs: &Path,
+        console: &Path,
+    ) -> Result<(Self, Receiver<String>)> {
         let mut qemu = Command::new("qemu-system-x86_64");
         // KVM is not asked for: nested, it is often there and does not work. Five levels of page tables are slow to emulate.
         // QEMU 7.2 faults at times at the cmpxchg16b of Linux 6.12. Newer kernels need it: without, BPF maps get no memory there.
@@ -100,7 +105,11 @@ impl Machine {
             .arg("-initrd")
             .arg(initramfs)
             // A panic ends the machine, as -no-reboot has it.
-            .args(["-append", "console=ttyS0 panic=-1 mitigations=off quiet"])
+            .arg("-append")
+            .arg(format!(
+                "console=ttyS0 panic=-1 mitigations=off quiet{}",
+                variant.arguments()
+            ))
             .arg("-serial")
             .arg(format!("file:{}", console.display()))
             .args(["-serial", "stdio"])

@@ -143,6 +143,7 @@ fn inbound(report: &mut Report, snapshot: &mut Snapshot, file: file::traffic::In
 fn redirect(report: &mut Report, snapshot: &mut Snapshot, file: file::Redirect) {
     let redirect = &mut snapshot.redirect;
     report.set(&mut redirect.enabled, file.enabled);
+    report.set(&mut redirect.level, file.level);
     report.set(&mut redirect.adaptive, file.adaptive);
     report.set(&mut redirect.credit_bytes, file.credit);
     let exclude = file.exclude.unwrap_or_default();

@@ -42,7 +42,7 @@ struct Settling {
 }
 
 /// One direction as the relay sees it after a turn.
-pub(super) struct Direction<'a, S> {
+pub(super) struct HalfRelay<'a, S> {
     pub from: &'a S,
     pub to: &'a S,
     /// Bytes that the relay has passed on so far.
@@ -73,8 +73,8 @@ impl Join {
     /// date from now on, as messages may go past it.
     pub fn turn<S: AsFd>(
         &mut self,
-        to_upstream: &Direction<'_, S>,
-        to_client: &Direction<'_, S>,
+        to_upstream: &HalfRelay<'_, S>,
+        to_client: &HalfRelay<'_, S>,
     ) -> (bool, bool) {
         if let Self::Waiting(turns) = self {
             *turns += 1;
@@ -108,7 +108,7 @@ impl Join {
 }
 
 impl Settling {
-    fn turn<S: AsFd>(&mut self, direction: &Direction<'_, S>) -> bool {
+    fn turn<S: AsFd>(&mut self, direction: &HalfRelay<'_, S>) -> bool {
         if !self.possible || !direction.settled {
             return false;
         }

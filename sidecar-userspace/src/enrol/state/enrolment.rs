@@ -116,7 +116,7 @@ impl State {
         )?;
         Ok(Enrolled {
             release: env!("CARGO_PKG_VERSION").to_owned(),
-            no_redirect: self.node.no_redirect().map(str::to_owned),
+            redirect: self.node.reach().to_string(),
         })
     }
 

@@ -87,7 +87,7 @@ impl Follow for Keeper {
     }
 
     /// Without an identity nothing asks for one any more.
-    fn settle(&self, new: &Snapshot) {
+    fn commit(&self, new: &Snapshot) {
         let mut kept = self.lock();
         if new.identity.is_none() && kept.identity.take().is_some() {
             kept.source = None;

@@ -13,6 +13,7 @@ use crate::kernel::{
     layout::fingerprint,
     load::OBJECT,
     pins::{self, PinError, Pins},
+    proof::Reach,
     upgrade::{self, UpgradeError},
 };
 
@@ -36,10 +37,12 @@ impl Node {
         !self.own.join(&self.object).exists() && (pods || links(&self.own))
     }
 
-    /// Puts our programs in the place of those of a former agent. `refused`: why they failed the self-test, if they did.
-    pub fn upgrade(&mut self, refused: Option<&str>) -> Result<(), UpgradeError> {
-        if let Some(why) = refused.filter(|_| !self.is_unproven() && self.no_redirect.is_none()) {
-            return Err(UpgradeError::Refused(why.to_owned()));
+    /// Puts our programs in the place of those of a former agent. `reach`: how far they may redirect by the self-test.
+    pub fn upgrade(&mut self, reach: &Reach) -> Result<(), UpgradeError> {
+        // Connections of its pods are redirected, as far as its own programs may.
+        let redirects = self.own.join(names::TRACE_SPLICE).exists() && !self.reach.is_off();
+        if redirects && reach.is_off() {
+            return Err(UpgradeError::Refused(reach.to_string()));
         }
         let shared = Pins::lock(self.shared.clone())?;
         upgrade::try_lookup(&mut self.loader)?;

@@ -19,7 +19,7 @@ use sidecar_common::{
     settings::{
         CAPTURE_LISTED, CAPTURE_NAMESPACE, CAPTURE_WORKLOAD, CIDR_EXCLUDE, CidrTarget, INBOUND,
         OUTBOUND, PORT_CAPTURE, PORT_EXCLUDE, PORT_NO_REDIRECT, PortKey, WORKLOAD_ADAPTIVE,
-        WORKLOAD_DENIES, WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, WORKLOAD_REDIRECT, Workload,
+        WORKLOAD_DENIES, WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, Workload,
     },
 };
 
@@ -30,7 +30,10 @@ use super::{
     written::{OfWorkload, RuleKey, Rules},
 };
 use crate::{
-    kernel::load::LoadError,
+    kernel::{
+        load::LoadError,
+        proof::{Proof, Reach},
+    },
     model::{Cidr, FailRule, InboundCapture, Steering},
 };
 
@@ -154,12 +157,14 @@ fn rules(slot: u32, steering: &Steering) -> OfWorkload {
 /// The entry of a workload in `WORKLOADS`. `own_namespace`: nobody else uses the network namespace.
 pub fn workload_entry(
     steering: &Steering,
+    enrolment: u64,
     netns: u64,
     outbound_port: u16,
-    redirect: bool,
+    reach: &Reach,
     own_namespace: bool,
 ) -> Workload {
     let flag = |on: bool, flag: u32| if on { flag } else { 0 };
+    let (level, limit) = reach.within(steering.redirect.allowed());
     Workload {
         outbound_port,
         capture: match steering.inbound_capture {
@@ -169,14 +174,14 @@ pub fn workload_entry(
             InboundCapture::None => 0,
         },
         flags: WORKLOAD_ENROLLED
-            | flag(redirect && steering.redirect.enabled, WORKLOAD_REDIRECT)
+            | level.flags()
             | flag(steering.redirect.adaptive, WORKLOAD_ADAPTIVE)
             | flag(!steering.outbound_deny.is_empty(), WORKLOAD_DENIES)
             | flag(steering.fail_rule == FailRule::Closed, WORKLOAD_FAIL_CLOSED),
         credit_bytes: steering.redirect.credit_bytes,
-        generation: 0,
+        redirect_limit: limit.map_or(0, Proof::number),
+        enrolment,
         netns,
-        splices_since_ns: 0,
     }
 }
 

@@ -22,9 +22,11 @@ pub fn check() -> Result<Value> {
     Ok(found)
 }
 
-/// Whether all of redirect is on, as far as `sidecar check` knows.
-pub fn redirects(found: &Value) -> bool {
+/// How far redirect goes, as far as `sidecar check` knows: the name of the level.
+pub fn level(found: &Value) -> Option<String> {
     let rows = found.as_array().into_iter().flatten();
-    rows.filter(|row| row["subject"] == "redirect")
-        .any(|row| row["verdict"] == "ok")
+    let said = rows.filter(|row| row["subject"] == "redirect");
+    let said = said.filter_map(|row| row["found"].as_str()).next()?;
+    let end = said.find([' ', ':']).unwrap_or(said.len());
+    Some(said[..end].to_owned())
 }

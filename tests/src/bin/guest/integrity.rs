@@ -12,8 +12,8 @@ const CONNECTIONS: u64 = 150;
 /// Of one direction of a connection: twice the credit of a receiver, so that senders have to wait for it.
 const LIMIT_BYTES: &str = "524288";
 
-/// `redirect`: whether `sidecar check` says that all of it is on.
-pub fn exact(world: &World, redirect: bool) -> Result<Value> {
+/// `level`: how far redirect goes, as `sidecar check` says.
+pub fn exact(world: &World, level: &str) -> Result<Value> {
     let (a, b) = world.pair("exact-a", "exact-b")?;
     // Connections that would stay on TCP because redirect gains little are redirected, too: here they are to be tried.
     let settings = Settings::default().set("redirect.adaptive", false);
@@ -40,11 +40,15 @@ pub fn exact(world: &World, redirect: bool) -> Result<Value> {
     }
     let [redirected, joined] = [events(&a, &b, "redirected")?, events(&a, &b, "joined")?];
     ensure!(
-        redirected > 0 || !redirect,
-        "redirect is on, but nothing was redirected"
+        (redirected > 0) == (level != "off"),
+        "redirect goes so far: {level}, and {redirected} messages were redirected"
+    );
+    ensure!(
+        (joined > 0) == (level == "joined"),
+        "redirect goes so far: {level}, and {joined} messages went past the proxies"
     );
     Ok(json!({
-        "connections": 2 * CONNECTIONS, "bytes": bytes, "redirected": redirected, "joined": joined
+        "connections": 2 * CONNECTIONS, "bytes": bytes, "level": level, "redirected": redirected, "joined": joined
     }))
 }
 

@@ -36,10 +36,10 @@ fn main() -> ExitCode {
     let supported = version(&release).is_some_and(|version| version >= FLOOR);
     if supported {
         let before = Held::everywhere();
-        let mut redirect = None;
+        let mut level = None;
         all &= step("check", || {
             let found = capability::check()?;
-            redirect = Some(capability::redirects(&found));
+            level = capability::level(&found);
             Ok(found)
         });
         let world = World::alone();
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
         };
         all &= play("steering", &steering::both_ways);
         all &= play("integrity", &|world| {
-            integrity::exact(world, redirect.context("check has failed")?)
+            integrity::exact(world, level.as_deref().context("check has failed")?)
         });
         all &= play("egress", &egress::all_but_dns);
         all &= play("agent", &enrolment::one_pod);
