@@ -7,6 +7,7 @@ use sidecar_common::{
         COUNTERS as COUNTER_SLOTS, Counter, EVENT_EGRESS_DENIED, EVENT_SPLICE, Event, MAX_EVENTS,
         MAX_SPLICE_EVENTS,
     },
+    settings::protocol::TCP,
 };
 
 use crate::{
@@ -88,9 +89,9 @@ pub fn event_of_splice(workload: u32, flow: FlowKey) {
 /// Whether the workload has told no more than its part of late. What one has to be told of a reader that splices is not lost
 /// for what others, or the workload itself, are refused.
 #[inline(always)]
-fn may_tell(kind: u32, workload: u32) -> bool {
+fn may_tell(event: &Event) -> bool {
     const SECOND_NS: u64 = 1_000_000_000;
-    let Some(account) = ACCOUNTS.get_ptr_mut(workload) else {
+    let Some(account) = ACCOUNTS.get_ptr_mut(event.workload) else {
         return false;
     };
     let account = entry(account);
@@ -100,8 +101,12 @@ fn may_tell(kind: u32, workload: u32) -> bool {
         account.events = 0;
         account.splice_events = 0;
     }
-    let (told, most) = if kind == EVENT_SPLICE {
+    // One packet after another is soon denied: that leaves room for what else there is to tell.
+    let datagram = event.pid == 0 || event.protocol != u32::from(TCP);
+    let (told, most) = if event.kind == EVENT_SPLICE {
         (&mut account.splice_events, MAX_SPLICE_EVENTS)
+    } else if event.kind == EVENT_EGRESS_DENIED && datagram {
+        (&mut account.events, MAX_EVENTS / 2)
     } else {
         (&mut account.events, MAX_EVENTS)
     };
@@ -114,7 +119,7 @@ fn may_tell(kind: u32, workload: u32) -> bool {
 
 #[inline(always)]
 fn send(event: &Event) {
-    if !may_tell(event.kind, event.workload) {
+    if !may_tell(event) {
         return;
     }
     let _ = EVENTS.output(event, 0);

@@ -17,7 +17,7 @@ use sidecar_common::{
     denial::{self, Found},
     record::{PROTOCOL_FRAME, PROTOCOL_UNKNOWN},
     settings::{
-        Cgroup, DenyTarget, ROLE_PROXY, Ruling, WORKLOAD_DENIES, WORKLOAD_ENROLLED,
+        Cgroup, DenyTarget, ROLE_EXCLUDED, ROLE_PROXY, Ruling, WORKLOAD_DENIES, WORKLOAD_ENROLLED,
         protocol::{self, TCP},
     },
 };
@@ -28,7 +28,7 @@ use crate::{
     counters::denial,
     enrolment::enrolled,
     maps::DENIALS,
-    member::{member_of_current, member_of_sender},
+    member::{member_of_sender, owner},
     sock_create::{MPTCP, SOCK_STREAM},
 };
 
@@ -62,12 +62,12 @@ pub fn egress_connect6(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn egress_sendmsg4(ctx: SockAddrContext) -> i32 {
-    verdict(asked(ctx.kind(), ctx.address4()))
+    verdict(asked(&ctx, ctx.address4()))
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 pub fn egress_sendmsg6(ctx: SockAddrContext) -> i32 {
-    verdict(asked(ctx.kind(), ctx.address6()))
+    verdict(asked(&ctx, ctx.address6()))
 }
 
 #[cgroup_skb(egress)]
@@ -112,17 +112,19 @@ fn connect(ctx: &SockAddrContext, destination: Address) -> i32 {
     if kind == SOCK_STREAM && (protocol == u32::from(TCP) || protocol == MPTCP) {
         return ALLOW;
     }
-    verdict(asked((kind, protocol), destination))
+    verdict(asked(ctx, destination))
 }
 
-/// `Some`: a task of the workload has asked for a destination that is denied.
+/// `Some`: a destination is asked for that is denied to the socket's workload, whoever uses the socket.
 #[inline(always)]
-fn asked((kind, protocol): (u32, u32), destination: Address) -> Option<()> {
+fn asked(ctx: &SockAddrContext, destination: Address) -> Option<()> {
     if destination.ip.is_loopback() || destination.ip.is_unspecified() {
         return None;
     }
-    let member = member_of_current()?;
-    if member.role == ROLE_PROXY {
+    let (kind, protocol) = ctx.kind();
+    let member = owner(ctx.netns_cookie());
+    // Whose it cannot be told here, its packets tell.
+    if member.role == 0 || member.role == ROLE_PROXY || member.role == ROLE_EXCLUDED {
         return None;
     }
     let (id, protocol) = (member.workload, protocol as u8);

@@ -7,7 +7,10 @@ use rustix::process::Signal;
 use serde_json::json;
 use sidecar_tests::world::{Agent, Pod, Running, Settings, Sidecar, World, programs, wait};
 
-use super::packets::{SOON, answering, links};
+use super::{
+    connect,
+    packets::{SOON, answering, links, python, said},
+};
 
 /// Sends a datagram on a socket that stays connected, for each line that it reads, and says what came of it, with a number. Arguments: address,
 /// port.
@@ -126,6 +129,79 @@ fn hooks_are_there_while_there_are_rules() {
         ensure!(uninstalled.code() == 0, "{uninstalled:?}");
         ensure!(talk.send()? == "answered", "after the agents");
         Ok(())
+    });
+}
+
+/// The proxy runs below the pod's cgroup, and dials what its application may not.
+#[test]
+fn the_proxy_is_not_meant() {
+    World::play(|world| {
+        let agent = Agent::start(world)?;
+        let server = world.workload("server")?;
+        let echo = server.v4(7000).to_string();
+        let _echo = server.serving("echo", &["echo", "--listen", &echo])?;
+        let service = json!({
+            "name": "echo", "addresses": ["10.99.0.1/32"], "ports": [{ "port": 80, "protocol": "tcp" }],
+            "endpoints": [{ "address": server.v4(0).ip(), "port": 7000 }],
+        });
+        let allowed = json!([{ "name": "echo", "cidrs": ["10.99.0.1"], "ports": [80] }]);
+        let settings = open()
+            .set(
+                "outbound.deny",
+                json!([{ "name": "everything", "cidrs": ["0.0.0.0/0", "::/0"] }]),
+            )
+            .set("outbound.allow", allowed)
+            .push("services", service);
+        let pod = Pod::enrolled(&agent, "a", &settings)?;
+        let ping = |to: &str| {
+            let arguments = ["ping-pong", "--to", to, "--rounds", "10"];
+            pod.traffic("ping", &arguments)?.finish(SOON)
+        };
+        let through = ping("10.99.0.1:80")?;
+        ensure!(through.status.success(), "{through:?}");
+        let past = ping(&echo)?;
+        ensure!(!past.status.success(), "{past:?}");
+        ensure!(
+            agent.kernel_events("a", "denied")? == 1,
+            "{}",
+            agent.metrics()?
+        );
+        Ok(())
+    });
+}
+
+/// Sends many datagrams that are denied. Argument: the address.
+const FLOOD: &str = r#"
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+denied = 0
+for _ in range(20000):
+    try: s.sendto(b"x", (sys.argv[1], 7000))
+    except PermissionError: denied += 1
+print("said", denied)
+"#;
+
+/// Each is counted; what is told of them leaves room for what else there is to tell.
+#[test]
+fn a_flood_is_counted_and_drowns_nothing() {
+    World::play(|world| {
+        let (server, other) = (world.workload("server")?, world.workload("other")?);
+        let rules = json!([
+            { "name": "no-server", "cidrs": [server.v4(0).ip()] },
+            { "name": "no-other", "cidrs": [other.v4(0).ip()] },
+        ]);
+        let settings = open().set("outbound.deny", rules);
+        let client = world.workload("client")?.with_sidecar(&settings)?;
+        let to = server.v4(0).ip().to_string();
+        let denied = said(python(&client, FLOOD, &[&to])?)?;
+        ensure!(denied == "20000", "{denied}");
+        let counted = client.metrics()?.kernel_events("denied");
+        ensure!(counted == 20_000, "{counted}");
+        let got = connect(&client, &other.v4(0).ip().to_string(), 7000)?;
+        ensure!(got == "EPERM", "{got}");
+        wait::until_true("the last denial in the log", SOON, || {
+            Ok(client.sidecar()?.log()?.contains("no-other"))
+        })
     });
 }
 

@@ -68,7 +68,7 @@ fn a_socket_that_strangers_use_is_the_pods_that_made_it() {
     });
 }
 
-/// Hands sockets to whoever connects to a Unix socket: one that is new, one that is connected, one that listens. Arguments: the
+/// Hands sockets to whoever connects to a Unix socket: one that is new, one that is connected, one that listens, one of UDP. Arguments: the
 /// Unix socket, address and port to connect to.
 const HANDS_OVER: &str = r#"
 import array, os, socket, sys, time
@@ -77,7 +77,8 @@ door = socket.socket(socket.AF_UNIX); door.bind(path); door.listen(8)
 connected = socket.create_connection((address, int(port)), 10)
 listener = socket.create_server(("0.0.0.0", 8080))
 print("ready", flush=True)
-kinds = {b"new": socket.socket, b"connected": lambda: connected, b"listening": lambda: listener}
+kinds = {b"new": socket.socket, b"connected": lambda: connected, b"listening": lambda: listener,
+         b"datagram": lambda: socket.socket(type=socket.SOCK_DGRAM)}
 while True:
     c, _ = door.accept()
     made = kinds[c.recv(100)]()
@@ -97,6 +98,7 @@ if kind == "listening":
     s.settimeout(None)
     while True: c, peer = s.accept(); c.sendall(b"hello " + peer[0].encode()); c.close()
 try:
+    if kind == "datagram": s.sendto(b"x", (address, int(port))); sys.exit(print("said sent", flush=True))
     if kind == "new": s.connect((address, int(port)))
     print("said", s.recv(100).decode() or "nothing", flush=True)
 except OSError as e: print("said", errno.errorcode.get(e.errno, str(e)), flush=True)
@@ -129,6 +131,8 @@ fn sockets_of_one_pod_in_the_hands_of_another_stay_the_first_ones() {
             ("new", "9000", format!("hello {own}")),
             ("new", "9001", "EPERM".to_owned()),
             ("connected", "0", format!("hello {own}")),
+            ("datagram", "9000", "sent".to_owned()),
+            ("datagram", "9001", "EPERM".to_owned()),
         ] {
             let mut taker = application(
                 &b,

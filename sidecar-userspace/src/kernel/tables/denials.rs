@@ -21,7 +21,9 @@ pub(super) fn denials(
     allow: &[EgressRule],
 ) -> Vec<(Key<DenyTarget>, u32)> {
     let mut entries: BTreeMap<(u16, u16, u32, [u8; 16]), Ruling> = BTreeMap::new();
-    let denying = deny.iter().zip(1_u16..).map(|(rule, n)| (rule, Some(n)));
+    let number = |index: usize| u16::try_from(index + 1).unwrap_or(u16::MAX);
+    let denying = deny.iter().enumerate();
+    let denying = denying.map(|(index, rule)| (rule, Some(number(index))));
     for (rule, number) in denying.chain(allow.iter().map(|rule| (rule, None))) {
         for port in rule.kernel_ports() {
             for protocol in rule.kernel_protocols() {

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use sidecar_tests::{leaks::Held, output::tell, world::World};
 
 mod capability;
+mod egress;
 mod enrolment;
 mod integrity;
 mod refusal;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         all &= play("integrity", &|world| {
             integrity::exact(world, level.as_deref().context("check has failed")?)
         });
+        all &= play("egress", &egress::all_but_dns);
         all &= play("agent", &enrolment::one_pod);
         drop(world);
         all &= step("teardown", || teardown::nothing_left(&before?));

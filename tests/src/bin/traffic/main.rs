@@ -22,6 +22,7 @@ mod blocking;
 mod churn;
 mod connect;
 mod crowd;
+mod datagram;
 mod flood;
 mod how;
 mod integrity;
@@ -85,6 +86,8 @@ enum Program {
     Raw(raw::Raw),
     /// Write a keyed stream to standard output.
     Keyed(raw::Keyed),
+    /// Send one datagram and say what came of it.
+    Datagram(datagram::Datagram),
     /// A relay that can be told to lose, repeat, reorder, cut or change bytes.
     Relay(relay::Relay),
 }
@@ -112,6 +115,7 @@ fn main() -> ExitCode {
         Program::ResetDrive(program) => program.run(),
         Program::Raw(program) => program.run(),
         Program::Keyed(program) => program.run(),
+        Program::Datagram(program) => program.run(),
         Program::Relay(program) => program.run(),
     };
     output::end("traffic", result)
