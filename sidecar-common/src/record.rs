@@ -213,19 +213,22 @@ pub struct Event {
     pub pid: u32,
     /// Of a denial, the rule, as the map's value has it.
     pub rule: i32,
+    /// Of the socket that is read by somebody who does not see what waits there; else 0.
+    pub cookie: u64,
     /// Of the other end of the connection, where the kind has one.
     pub address: Address,
     /// Of this end, as `address`.
     pub local: Address,
     /// Of a denial: the IP protocol, or one of the `PROTOCOL_` constants; else 0.
     pub protocol: u32,
+    pub _pad: u32,
 }
 
 /// Inbound connection refused: no proxy listens. `address`: what the client asked for.
 pub const EVENT_INBOUND_REFUSED: u32 = 1;
 /// Both ends are here, but the SOCKHASH is full or the key is taken. `address`: the other end.
 pub const EVENT_UNPAIRED: u32 = 2;
-/// A process reads sockets with splice. `address`, `local`: of one that has redirected bytes, which it does not see.
+/// A process reads sockets with splice. `cookie`, `address`, `local`: of one that has redirected bytes, which it does not see.
 pub const EVENT_SPLICE: u32 = 3;
 
 /// Outbound connection, message or packet refused. `address`: where it would have gone.
@@ -242,7 +245,7 @@ pub const EVENT_CONNECT_REFUSED: u32 = 5;
 /// Outbound connection refused: the proxy does not listen. `address`: what the application asked for.
 pub const EVENT_PROXY_AWAY: u32 = 6;
 
-const _: () = assert!(size_of::<Event>() == 60 && size_of::<Account>() == 24);
+const _: () = assert!(size_of::<Event>() == 72 && size_of::<Account>() == 24);
 
 /// How redirect fares on a port of a workload, so that flows that only fall back stop being inserted.
 #[repr(C)]
@@ -293,9 +296,11 @@ mod user {
                 workload: word(1)?,
                 pid: word(2)?,
                 rule: word(3)? as i32,
-                address: address(4)?,
-                local: address(9)?,
-                protocol: word(14)?,
+                cookie: u64::from_ne_bytes(bytes.get(16..24)?.try_into().ok()?),
+                address: address(6)?,
+                local: address(11)?,
+                protocol: word(16)?,
+                _pad: 0,
             })
         }
     }

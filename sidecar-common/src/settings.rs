@@ -266,6 +266,8 @@ pub struct LoadConstants {
     pub read_numbers: [u32; 5],
     /// Offset of a system call's number in `pt_regs`.
     pub call_number: u32,
+    /// `task_struct.flags`
+    pub task_flags: u32,
     /// `sock.sk_socket`
     pub sk_socket: u32,
     /// `socket.file`
@@ -286,7 +288,7 @@ const _: () = assert!(
 );
 const _: () = assert!(
     size_of::<ListeningKey>() == 20
-        && size_of::<LoadConstants>() == 72
+        && size_of::<LoadConstants>() == 76
         && size_of::<Cgroup>() == 16
 );
 const _: () = assert!(size_of::<DeviceKey>() == 24 && size_of::<Device>() == 52);

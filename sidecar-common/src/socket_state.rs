@@ -90,6 +90,13 @@ impl SocketState {
     pub const BOUND_ADDRESS: u32 = 2048;
     /// And to a port.
     pub const BOUND_PORT: u32 = 4096;
+    /// A proxy's socket whose first bytes by TCP would be noticed before they are queued: without, nothing is redirected to the
+    /// application at the other end.
+    pub const WATCHED: u32 = 8192;
+    /// Nobody but us has asked for the calls by which that is noticed.
+    pub const OWN_WATCH: u32 = 16_384;
+    /// It was found without an other end in the map once.
+    pub const LONE: u32 = 32_768;
 
     #[inline(always)]
     pub const fn is(&self, flag: u32) -> bool {

@@ -39,6 +39,7 @@ pub static LOAD_CONSTANTS: Global<LoadConstants> = Global::new(LoadConstants {
     splice_number: 0,
     read_numbers: [0; 5],
     call_number: 0,
+    task_flags: 0,
     sk_socket: 0,
     socket_file: 0,
     file_flags: 0,

@@ -37,9 +37,11 @@ pub fn event(kind: u32, workload: u32, address: Address) {
         workload,
         pid: 0,
         rule: 0,
+        cookie: 0,
         address,
         local: Address::default(),
         protocol: 0,
+        _pad: 0,
     });
 }
 
@@ -51,9 +53,11 @@ pub fn event_of_task(kind: u32, workload: u32, address: Address) {
         workload,
         pid: current_pid(),
         rule: 0,
+        cookie: 0,
         address,
         local: Address::default(),
         protocol: 0,
+        _pad: 0,
     });
 }
 
@@ -66,23 +70,27 @@ pub fn denial(workload: u32, pid: u32, rule: u32, destination: Address, protocol
         workload,
         pid,
         rule: rule as i32,
+        cookie: 0,
         address: destination,
         local: Address::default(),
         protocol,
+        _pad: 0,
     });
 }
 
-/// The current task reads a socket with splice; `flow`: if redirected bytes wait there, else all zeros.
+/// The current task reads a socket with splice. `cookie`, `flow`: of the socket, if redirected bytes wait there, else zeros.
 #[inline(always)]
-pub fn event_of_splice(workload: u32, flow: FlowKey) {
+pub fn event_of_splice(workload: u32, cookie: u64, flow: FlowKey) {
     send(&Event {
         kind: EVENT_SPLICE,
         workload,
         pid: current_pid(),
         rule: 0,
+        cookie,
         address: flow.remote,
         local: flow.local,
         protocol: 0,
+        _pad: 0,
     });
 }
 
@@ -119,8 +127,7 @@ fn may_tell(event: &Event) -> bool {
 
 #[inline(always)]
 fn send(event: &Event) {
-    if !may_tell(event) {
-        return;
+    if may_tell(event) {
+        let _ = EVENTS.output(event, 0);
     }
-    let _ = EVENTS.output(event, 0);
 }

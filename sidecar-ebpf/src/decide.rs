@@ -6,7 +6,7 @@ use sidecar_common::{
     settings::{
         CAPTURE_LISTED, CAPTURE_NAMESPACE, CAPTURE_WORKLOAD, PORT_CAPTURE, PORT_EXCLUDE,
         WORKLOAD_ENROLLED, WORKLOAD_FAIL_CLOSED, WORKLOAD_PASSES_UNKNOWN, WORKLOAD_PROXY_SPLICES,
-        WORKLOAD_REDIRECT_TO_APPLICATIONS, WORKLOAD_SPLICES, Workload,
+        WORKLOAD_SPLICES, Workload,
     },
 };
 
@@ -126,6 +126,10 @@ pub struct Evidence {
     pub asked: bool,
     /// The receiver is an application, and something took TCP before.
     pub took_tcp: bool,
+    /// The receiver is an application, whose socket would leave the map before bytes come to it by TCP.
+    pub watched: bool,
+    /// The flag that says that redirect goes as far as this hop.
+    pub level: u32,
     /// The receiver waits inside its reads. `false` while nobody has the socket yet.
     pub blocking: bool,
     /// Either end has a protocol on top of TCP, such as kernel TLS.
@@ -184,12 +188,15 @@ pub fn redirect(e: &Evidence) -> Result<(), Counter> {
         WORKLOAD_SPLICES
     };
     if !e.to_proxy {
-        if e.took_tcp || !e.asked || e.receiver_flags & WORKLOAD_REDIRECT_TO_APPLICATIONS == 0 {
+        if e.took_tcp || !e.asked || !e.watched || e.receiver_flags & e.level == 0 {
             return Err(Counter::FallbackApplication);
         }
         if e.blocking {
             return Err(Counter::FallbackBlocking);
         }
+    }
+    if e.receiver_flags & e.level == 0 {
+        return Err(Counter::FallbackOff);
     }
     if e.receiver_flags & splices != 0 {
         return Err(Counter::FallbackSplice);
@@ -208,6 +215,20 @@ pub fn redirect(e: &Evidence) -> Result<(), Counter> {
         return Err(Counter::FallbackCredit);
     }
     Ok(())
+}
+
+/// The same for a receiver with redirected bytes that it has not read: how it reads, and how far redirect goes, does not count
+/// before it has. What took TCP now would wait behind them, where not everybody looks for it, and who splices would find it
+/// without what came before.
+#[inline(always)]
+pub fn unread(e: &Evidence) -> Evidence {
+    Evidence {
+        enabled: true,
+        receiver_flags: e.level,
+        blocking: false,
+        bulk: false,
+        ..*e
+    }
 }
 
 /// What a sender is told that asks how much it may write to an application.
@@ -264,6 +285,10 @@ pub fn pays(profile: &Profile) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use sidecar_common::settings::{
+        WORKLOAD_REDIRECT_TO_APPLICATIONS, WORKLOAD_REDIRECT_TO_PROXIES,
+    };
+
     use super::*;
 
     const POD: Ip = Ip::from_v4(0x0a00_0001_u32.to_be());
@@ -284,10 +309,12 @@ mod tests {
     fn evidence() -> Evidence {
         Evidence {
             enabled: true,
-            receiver_flags: WORKLOAD_ENROLLED,
+            receiver_flags: WORKLOAD_ENROLLED | WORKLOAD_REDIRECT_TO_PROXIES,
             to_proxy: true,
             asked: false,
             took_tcp: false,
+            watched: false,
+            level: WORKLOAD_REDIRECT_TO_PROXIES,
             blocking: false,
             ulp: false,
             tcp_state: ESTABLISHED,
@@ -460,7 +487,7 @@ mod tests {
         passes(
             Counter::FallbackSplice,
             Evidence {
-                receiver_flags: WORKLOAD_PROXY_SPLICES,
+                receiver_flags: WORKLOAD_REDIRECT_TO_PROXIES | WORKLOAD_PROXY_SPLICES,
                 ..evidence()
             },
         );
@@ -518,6 +545,8 @@ mod tests {
             receiver_flags: WORKLOAD_ENROLLED | WORKLOAD_REDIRECT_TO_APPLICATIONS,
             to_proxy: false,
             asked: true,
+            watched: true,
+            level: WORKLOAD_REDIRECT_TO_APPLICATIONS,
             credit_bytes: 1 << 20,
             message_bytes: LARGE_BYTES + 1,
             bulk: true,
@@ -542,6 +571,11 @@ mod tests {
             ..to_application()
         };
         passes(Counter::FallbackApplication, of_a_lower_level);
+        let unwatched = Evidence {
+            watched: false,
+            ..to_application()
+        };
+        passes(Counter::FallbackApplication, unwatched);
         let blocking = Evidence {
             blocking: true,
             ..to_application()
@@ -552,6 +586,22 @@ mod tests {
             ..to_application()
         };
         passes(Counter::FallbackUlp, ulp);
+    }
+
+    #[test]
+    fn what_is_unread_is_followed_in_the_same_queue() {
+        let changed = Evidence {
+            blocking: true,
+            receiver_flags: WORKLOAD_SPLICES,
+            ..to_application()
+        };
+        assert!(redirect(&changed).is_err());
+        assert_eq!(redirect(&unread(&changed)), Ok(()));
+        let beyond = Evidence {
+            unread_bytes: 1 << 20,
+            ..changed
+        };
+        assert_eq!(redirect(&unread(&beyond)), Err(Counter::FallbackCredit));
     }
 
     #[test]

@@ -15,7 +15,10 @@
 use sidecar_common::{
     flow::HalfFlow,
     record::Counter,
-    settings::{NAIVE_JOIN, NAIVE_REDIRECT, WORKLOAD_REDIRECT_JOINED},
+    settings::{
+        NAIVE_JOIN, NAIVE_REDIRECT, WORKLOAD_REDIRECT, WORKLOAD_REDIRECT_JOINED,
+        WORKLOAD_REDIRECT_TO_APPLICATIONS, WORKLOAD_REDIRECT_TO_PROXIES,
+    },
     socket_state::SocketState,
 };
 
@@ -133,9 +136,16 @@ pub fn message<K: Kernel>(
         {
             return Ok(Redirected::Joined);
         }
-        let evidence = evidence(kernel, state, tcp_state, &receiver, bytes, bulk)
-            .ok_or(Counter::FallbackMiss)?;
-        decide::redirect(&evidence).inspect_err(|_| take_tcp(kernel, state, &receiver))?;
+        let evidence = evidence(kernel, state, tcp_state, &receiver, bytes, bulk);
+        let verdict = match &evidence {
+            Some(evidence) => decide::redirect(evidence).or_else(|why| {
+                let unread = decide::redirect(&decide::unread(evidence)).is_ok()
+                    && has_unread(kernel, state, &receiver);
+                if unread { Ok(()) } else { Err(why) }
+            }),
+            None => Err(Counter::FallbackMiss),
+        };
+        verdict.inspect_err(|_| take_tcp(kernel, state, &receiver))?;
     }
     if !redirect(to) {
         take_tcp(kernel, state, &receiver);
@@ -201,18 +211,16 @@ pub fn send_window<K: Kernel>(
         return Some(SendWindow::All);
     }
     let window = match evidence(kernel, state, tcp_state, &receiver, 0, false) {
-        Some(evidence) => decide::send_window(&evidence),
+        Some(evidence) => match decide::send_window(&evidence) {
+            // Others redirect to it, too, who may be about to: it stays as it is.
+            SendWindow::Tcp(_) if is_settled(kernel, state) => {
+                decide::send_window(&decide::unread(&evidence))
+            }
+            // What waits in the queue beside TCP's has to be read first: only then can the socket leave the map (`leave`).
+            SendWindow::Tcp(_) if has_unread(kernel, state, &receiver) => SendWindow::Bytes(0),
+            window => window,
+        },
         None => SendWindow::Tcp(Counter::FallbackMiss),
-    };
-    // What waits in the queue beside TCP's has to be read first: only then can the socket leave the map (`leave`).
-    let got_some = state.sent_bytes != 0 || is_settled(kernel, state);
-    let window = match window {
-        SendWindow::Tcp(_)
-            if got_some && !kernel.tcp(receiver.read(|r| r.socket)).ingress_is_empty() =>
-        {
-            SendWindow::Bytes(0)
-        }
-        window => window,
     };
     match window {
         SendWindow::Bytes(bytes) => {
@@ -230,6 +238,14 @@ pub fn send_window<K: Kernel>(
         SendWindow::All => {}
     }
     Some(window)
+}
+
+/// Whether something redirected waits at the receiver, or more may come to it from others at any time.
+#[inline(always)]
+fn has_unread<K: Kernel>(kernel: &K, state: &SocketState, receiver: &K::Half) -> bool {
+    let (of_proxy, socket) = receiver.read(|r| (r.is(HalfFlow::OF_PROXY), r.socket));
+    !of_proxy && is_settled(kernel, state)
+        || state.sent_bytes != 0 && !kernel.tcp(socket).ingress_is_empty()
 }
 
 #[inline(always)]
@@ -260,6 +276,11 @@ pub fn leave<K: Kernel>(kernel: &K, state: &mut SocketState) -> Leave {
         return Leave::Never;
     }
     let Some(to) = peer(kernel, state) else {
+        // On its way into the map it is met within microseconds; mostly it never comes.
+        if state.is(SocketState::LONE) {
+            return Leave::Never;
+        }
+        state.flags |= SocketState::LONE;
         return Leave::NotYet;
     };
     let Some(receiver) = other_end(kernel, state, to) else {
@@ -307,6 +328,8 @@ fn evidence<K: Kernel>(
         to_proxy,
         asked: state.is(SocketState::ASKED),
         took_tcp: state.is(SocketState::TCP),
+        watched: state.is(SocketState::WATCHED),
+        level: level(state, to_proxy),
         blocking: !to_proxy && receiver.is_nonblocking() == Some(false),
         ulp: has_ulp,
         tcp_state,
@@ -317,6 +340,16 @@ fn evidence<K: Kernel>(
         bulk,
         credit_bytes: workload.credit_bytes,
     })
+}
+
+/// The flag that says that redirect goes as far as from this sender to a proxy, or to an application.
+#[inline(always)]
+fn level(state: &SocketState, to_proxy: bool) -> u32 {
+    match (to_proxy, state.is(SocketState::PROXY)) {
+        (false, _) => WORKLOAD_REDIRECT_TO_APPLICATIONS,
+        (true, false) => WORKLOAD_REDIRECT_TO_PROXIES,
+        (true, true) => WORKLOAD_REDIRECT,
+    }
 }
 
 /// The hops from an application to the one at the far end.
@@ -383,9 +416,6 @@ fn past_proxies<K: Kernel>(
         .read(|l| (l.cookie, l.socket, l.workload, l.enrolment));
     let receiver = kernel.tcp(socket);
     let workload = kernel.workload(workload, enrolment)?;
-    if workload.flags & WORKLOAD_REDIRECT_JOINED == 0 {
-        return None;
-    }
     if state.joined_read_bytes != state.joined_bytes && receiver.ingress_is_empty() {
         state.joined_read_bytes = state.joined_bytes;
     }
@@ -403,6 +433,8 @@ fn past_proxies<K: Kernel>(
         to_proxy: false,
         asked: proxy_flags & HalfFlow::ASKED != 0,
         took_tcp: proxy_flags & HalfFlow::TCP != 0,
+        watched: true,
+        level: WORKLOAD_REDIRECT_JOINED,
         blocking: receiver.is_nonblocking() == Some(false),
         ulp: receiver.has_ulp() || sender.has_ulp(),
         tcp_state,

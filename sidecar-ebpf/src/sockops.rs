@@ -282,28 +282,46 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
     } else {
         INBOUND
     };
+    let within = within.is_some();
+    let entered = enter_as_accepted(ctx, socket, state, listener, &record, within);
+    if entered.is_none() && within && proxy {
+        // The application's socket would be in the map alone, and get its bytes by TCP.
+        pair::take_out(record.owner);
+    }
+    entered
+}
+
+/// Puts the accepted socket into the map, where the one that has left `record` is. `within`: that is of the same workload.
+#[inline(always)]
+fn enter_as_accepted(
+    ctx: &SockOpsContext,
+    socket: Socket,
+    state: &mut SocketState,
+    listener: TcpSocket,
+    record: &Rendezvous,
+    within: bool,
+) -> Option<()> {
+    let proxy = state.is(SocketState::PROXY);
     let tcp = socket.tcp()?;
     state.start_seq = tcp.write_seq()?;
     if !record.is_met_by(tcp.copied_seq()?, state.start_seq) {
         // Somebody else's connection with the same addresses, or too late (Fast Open).
         return None;
     }
-    if within.is_none() {
+    if !within {
         rendezvous::forget_pairing(state);
     }
-    if record.is(Rendezvous::TCP_ONLY) || !allowed(state, within.is_some()) || tcp.has_ulp() {
+    if record.is(Rendezvous::TCP_ONLY) || !allowed(state, within) || tcp.has_ulp() {
         return None;
     }
-    if !proxy
-        && !(within.is_some() && (state.is(SocketState::NONBLOCKING) || nonblocking(listener)))
-    {
+    if !proxy && !(within && (state.is(SocketState::NONBLOCKING) || nonblocking(listener))) {
         // Nobody has this socket yet, but the sockets of a listener that blocks mostly do.
         pair::learn(state, 0, decide::FLOW_ON_TCP as u64);
         return None;
     }
     pair::insert(ctx, socket, state, record.owner)?;
     pair::meet(record.owner, state.cookie);
-    if proxy && within.is_some() {
+    if proxy && within {
         watch_for_tcp(ctx, state);
     }
     ctx.watch_close()
@@ -312,10 +330,14 @@ fn accepted(ctx: &SockOpsContext) -> Option<()> {
 /// A proxy's socket whose other end is an application: see `about_to_send`. Where nothing is redirected to applications, all
 /// that they get takes TCP, and their sockets are in the map for what they send.
 #[inline(always)]
-fn watch_for_tcp(ctx: &SockOpsContext, state: &SocketState) -> Option<()> {
+fn watch_for_tcp(ctx: &SockOpsContext, state: &mut SocketState) -> Option<()> {
     let flags = workload_of(state)?.flags;
     if flags & WORKLOAD_REDIRECT_TO_APPLICATIONS != 0 {
-        ctx.watch_segments(true)?;
+        let watched = ctx.watch_segments()?;
+        state.flags |= SocketState::WATCHED;
+        if !watched {
+            state.flags |= SocketState::OWN_WATCH;
+        }
     }
     Some(())
 }
@@ -329,7 +351,11 @@ fn about_to_send(ctx: &SockOpsContext) -> Option<()> {
         Leave::Now(cookie) => pair::take_out(cookie),
         Leave::Never => {}
     }
-    ctx.watch_segments(false)
+    state.flags &= !SocketState::WATCHED;
+    if state.is(SocketState::OWN_WATCH) {
+        ctx.unwatch_segments()?;
+    }
+    Some(())
 }
 
 /// Of an accepted socket whose listener bears no mark, as those of Multipath TCP do: in a namespace of the workload's own it is the

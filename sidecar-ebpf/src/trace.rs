@@ -10,7 +10,7 @@ use sidecar_common::{
 use sidecar_ebpf::evidence::Tcp;
 
 use crate::{
-    context::{LOAD_CONSTANTS, SystemCall, entry, traced},
+    context::{SystemCall, entry, traced},
     counters::{count, event_of_splice},
     enrolment::workload_of,
     maps::{ACCOUNTS, SOCKETS},
@@ -21,23 +21,23 @@ use crate::{
 ///
 /// Whatever reads a TCP queue comes by here, whether it finds anything or not. An ordinary read of a socket in the map does so
 /// only when nothing redirected waits there. So who comes by while something does splices, whichever way: by the system call of
-/// another architecture, by io_uring, or with `TCP_ZEROCOPY_RECEIVE`. `splice(2)` itself is known by its number before that.
+/// another architecture, or by io_uring. `splice(2)` itself is known by its number before that.
 #[btf_tracepoint(function = "tcp_rcv_space_adjust")]
 pub fn trace_splice(ctx: BtfTracePointContext) -> i32 {
     let _ = try_splice(&ctx);
     0
 }
 
+/// Runs under the socket's lock, which its reader holds.
 #[inline(always)]
 fn try_splice(ctx: &BtfTracePointContext) -> Option<()> {
     let socket = traced(ctx)?;
     let state = SOCKETS.get(socket)?;
-    let number = SystemCall::current().number()?;
+    let call = SystemCall::current();
     // Two threads that read one socket may get in each other's way between the look at the queue and the read.
-    let blind = state.is(SocketState::IN_MAP)
-        && !SystemCall::reads(number)
-        && !socket.traced_tcp().ingress_is_empty();
-    if !blind && number != LOAD_CONSTANTS.load().splice_number {
+    let blind =
+        state.is(SocketState::IN_MAP) && !call.reads() && !socket.traced_tcp().ingress_is_empty();
+    if !blind && !call.splices() {
         return None;
     }
     workload_of(state)?;
@@ -54,9 +54,9 @@ fn try_splice(ctx: &BtfTracePointContext) -> Option<()> {
     }
     if blind {
         // Userspace resets the connection, which would hang.
-        event_of_splice(state.workload, state.flow);
+        event_of_splice(state.workload, state.cookie, state.flow);
     } else if first {
-        event_of_splice(state.workload, FlowKey::default());
+        event_of_splice(state.workload, 0, FlowKey::default());
     }
     Some(())
 }

@@ -189,9 +189,19 @@ print("lost", lost, flush=True)
 /// Bytes that are left to TCP are found by who asks for their number: its socket has left the map by then.
 #[test]
 fn fionread_of_a_socket_that_is_nonblocking_late() {
+    are_all_answered(&always());
+}
+
+/// Where only what applications send is to be redirected, their sockets stay out of the map if its kernel does not count for them.
+#[test]
+fn fionread_at_a_lower_level() {
+    are_all_answered(&always().set("redirect.level", "towards-proxies"));
+}
+
+fn are_all_answered(settings: &Settings) {
     World::play(|world| {
-        let a = world.workload("a")?.with_sidecar(&always())?;
-        let b = world.workload("b")?.with_sidecar(&always())?;
+        let a = world.workload("a")?.with_sidecar(settings)?;
+        let b = world.workload("b")?.with_sidecar(settings)?;
         let python = programs::packaged("python3", "python3")?;
         let (ip, port) = (b.v4(7000).ip().to_string(), "7000");
         let mut server = b.start("late", python.clone(), &["-c", LATE, &ip, port])?;
@@ -199,11 +209,88 @@ fn fionread_of_a_socket_that_is_nonblocking_late() {
         let client = a.start("ask", python, &["-c", ASK, &ip, port])?;
         let lost = client.finish(SOON)?.success()?.stdout;
         ensure!(lost.trim() == "lost 0", "{lost}");
-        let metrics = b.metrics()?;
-        let blocking = metrics.kernel_events("fallback_blocking");
-        ensure!(blocking > 0, "none of them was late: {metrics}");
         Ok(())
     });
+}
+
+/// Reads what `FIONREAD` promises when epoll has an edge, and answers each 100 bytes. What begins with P has it pause. Arguments:
+/// address, port.
+const PAUSING: &str = r#"
+import fcntl, select, socket, struct, sys, termios, time
+l = socket.create_server((sys.argv[1], int(sys.argv[2])))
+l.setblocking(False)
+print("listening", flush=True)
+select.select([l], [], [])
+fd, _ = l._accept()
+c = socket.socket(fileno=fd); c.setblocking(False)
+ep = select.epoll(); ep.register(c, select.EPOLLIN | select.EPOLLET)
+got = answered = 0
+while True:
+    ep.poll()
+    while (waiting := struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"0000"))[0]):
+        data = c.recv(min(waiting, 100)); got += len(data)
+        if data[:1] == b"P": time.sleep(2)
+        while got - answered >= 100:
+            c.send(b"k"); answered += 100
+"#;
+
+/// Exchanges messages until hops are joined; then has the server pause, and somebody else of its workload splice, with bytes on
+/// their way before and after that. Arguments: address, port, port of who splices.
+const BEFORE_AND_AFTER: &str = r#"
+import socket, sys, time
+address = sys.argv[1]
+s = socket.create_connection((address, int(sys.argv[2])), 5)
+s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+s.settimeout(10)
+def answers(count):
+    while count: count -= len(s.recv(count))
+try:
+    for _ in range(200): s.sendall(b"x" * 100); answers(1)
+    s.sendall(b"P" + b"x" * 99); time.sleep(0.2)
+    s.sendall(b"y" * 700); time.sleep(0.2)
+    other = socket.create_connection((address, int(sys.argv[3])), 5)
+    other.sendall(b"z" * 100); time.sleep(0.5)
+    s.sendall(b"y" * 700)
+    answers(15)
+    for _ in range(50): s.sendall(b"x" * 100); answers(1)
+    print("answered", flush=True)
+except OSError as e: print("not answered:", e, flush=True)
+"#;
+
+/// Nothing is redirected to a workload once somebody of it splices: its connections that got something before are read to the end.
+fn are_read_to_the_end(settings: &Settings) {
+    World::play(|world| {
+        let a = world.workload("a")?.with_sidecar(settings)?;
+        let b = world.workload("b")?.with_sidecar(settings)?;
+        let python = programs::packaged("python3", "python3")?;
+        let ip = b.v4(7000).ip().to_string();
+        let mut server = b.start("pausing", python.clone(), &["-c", PAUSING, &ip, "7000"])?;
+        server.line_within("listening", SOON)?;
+        let address = b.v4(7001).to_string();
+        let arguments = ["--listen", &address, "--way", "call"];
+        let mut splicer = b.start("splicer", programs::own("splicer")?, &arguments)?;
+        splicer.line_within("listening", SOON)?;
+        let client = ["-c", BEFORE_AND_AFTER, &ip, "7000", "7001"];
+        let client = a.start("client", python, &client)?;
+        let said = client.finish(SOON)?.success()?.stdout;
+        ensure!(said.trim() == "answered", "{said}");
+        let metrics = b.metrics()?;
+        ensure!(
+            metrics.kernel_events("splice") == 1,
+            "nobody spliced: {metrics}"
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn a_connection_is_read_to_the_end_when_others_splice() {
+    are_read_to_the_end(&always());
+}
+
+#[test]
+fn a_joined_connection_is_read_to_the_end_when_others_splice() {
+    are_read_to_the_end(&always().protocol(7000, "tcp"));
 }
 
 /// splice(2) never sees redirected bytes. The first flows may be caught by it: they end with an error, they do not

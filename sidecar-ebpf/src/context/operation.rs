@@ -59,7 +59,8 @@ pub trait Operation {
     fn cookie(&self) -> u64;
     fn netns_cookie(&self) -> u64;
     fn watch_close(&self) -> Option<()>;
-    fn watch_segments(&self, on: bool) -> Option<()>;
+    fn watch_segments(&self) -> Option<bool>;
+    fn unwatch_segments(&self) -> Option<()>;
     #[expect(
         clippy::mut_from_ref,
         reason = "aya's SockHash::update wants it so; the context outlives the call"
@@ -98,15 +99,19 @@ impl Operation for SockOpsContext {
             .ok()
     }
 
-    /// Asks for a call before each segment is made, and before bytes are queued for one, or for no more of them.
+    /// Asks for a call before each segment is made, and before bytes are queued for one. `true`: somebody else has.
     #[inline(always)]
-    fn watch_segments(&self, on: bool) -> Option<()> {
+    fn watch_segments(&self) -> Option<bool> {
         let flags = self.cb_flags() as i32;
-        self.set_cb_flags(match on {
-            true => flags | WRITE_HDR_OPT_CB_FLAG,
-            false => flags & !WRITE_HDR_OPT_CB_FLAG,
-        })
-        .ok()
+        self.set_cb_flags(flags | WRITE_HDR_OPT_CB_FLAG).ok()?;
+        Some(flags & WRITE_HDR_OPT_CB_FLAG != 0)
+    }
+
+    /// Takes that back.
+    #[inline(always)]
+    fn unwatch_segments(&self) -> Option<()> {
+        self.set_cb_flags(self.cb_flags() as i32 & !WRITE_HDR_OPT_CB_FLAG)
+            .ok()
     }
 
     #[inline(always)]

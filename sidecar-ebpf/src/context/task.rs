@@ -32,29 +32,55 @@ pub fn fail_with(errno: i32) {
 
 /// The system call that the current task is in, from the registers with which it entered the kernel.
 #[derive(Clone, Copy)]
-pub struct SystemCall(*const u8);
+pub struct SystemCall {
+    task: *const u8,
+    registers: *const u8,
+}
+
+/// Threads of the kernel's, for io_uring or itself: their registers are a copy of whatever their maker was at.
+const PF_IO_WORKER: u32 = 0x10;
+const PF_KTHREAD: u32 = 0x20_0000;
 
 impl SystemCall {
     #[inline(always)]
     pub fn current() -> Self {
         // SAFETY: the helpers give the current task and its registers, which live as long as the program runs.
-        Self(unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as *const u8 })
+        unsafe {
+            let task = bpf_get_current_task_btf();
+            Self {
+                task: task as *const u8,
+                registers: bpf_task_pt_regs(task) as *const u8,
+            }
+        }
+    }
+
+    /// `None` where the task is in none.
+    #[inline(always)]
+    fn number(self) -> Option<u32> {
+        let constants = LOAD_CONSTANTS.load();
+        let flags = probe(self.task, constants.task_flags).map(u32::from_ne_bytes)?;
+        if flags & (PF_IO_WORKER | PF_KTHREAD) != 0 {
+            return None;
+        }
+        probe(self.registers, constants.call_number).map(u32::from_ne_bytes)
     }
 
     #[inline(always)]
-    pub fn number(self) -> Option<u32> {
-        probe(self.0, LOAD_CONSTANTS.load().call_number).map(u32::from_ne_bytes)
+    pub fn splices(self) -> bool {
+        self.number() == Some(LOAD_CONSTANTS.load().splice_number)
     }
 
     /// Whether it reads a socket, and both queues of one in the map.
     #[inline(always)]
-    pub fn reads(number: u32) -> bool {
+    pub fn reads(self) -> bool {
         let [read, readv, recvfrom, recvmsg, recvmmsg] = LOAD_CONSTANTS.load().read_numbers;
-        number == read
-            || number == readv
-            || number == recvfrom
-            || number == recvmsg
-            || number == recvmmsg
+        self.number().is_some_and(|number| {
+            number == read
+                || number == readv
+                || number == recvfrom
+                || number == recvmsg
+                || number == recvmmsg
+        })
     }
 }
 

@@ -9,14 +9,15 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     rc::Rc,
 };
 
 use sidecar_common::{
     flow::{HalfFlow, Rendezvous},
     settings::{
-        NAIVE_JOIN, NAIVE_REDIRECT, WORKLOAD_REDIRECT_JOINED, WORKLOAD_REDIRECT_TO_APPLICATIONS,
+        NAIVE_JOIN, NAIVE_REDIRECT, WORKLOAD_REDIRECT, WORKLOAD_REDIRECT_JOINED,
+        WORKLOAD_REDIRECT_TO_APPLICATIONS, WORKLOAD_REDIRECT_TO_PROXIES, WORKLOAD_SPLICES,
     },
     socket_state::SocketState,
 };
@@ -26,6 +27,10 @@ use super::{
 };
 use crate::decide::SendWindow;
 
+const ALL_LEVELS: u32 = WORKLOAD_REDIRECT
+    | WORKLOAD_REDIRECT_TO_PROXIES
+    | WORKLOAD_REDIRECT_TO_APPLICATIONS
+    | WORKLOAD_REDIRECT_JOINED;
 const ESTABLISHED: u32 = 1;
 const CREDIT_BYTES: u32 = 64;
 /// What TCP takes before its reader has read.
@@ -81,6 +86,8 @@ struct Chain {
     /// What each proxy has taken and not passed on, and what it has passed on, per proxy and direction.
     held: Vec<[VecDeque<Byte>; 2]>,
     passed: Vec<[u64; 2]>,
+    /// How much each may write without a further question.
+    windows: Vec<[usize; 2]>,
     turns: u32,
     /// Set-up steps that are done.
     steps: usize,
@@ -115,6 +122,8 @@ struct Node {
     left: u64,
     /// Messages by TCP to an application's socket in the map.
     misplaced: u64,
+    /// Workloads of which somebody was seen to splice.
+    splicing: BTreeSet<u32>,
     fault: Option<String>,
 }
 
@@ -203,6 +212,7 @@ impl Node {
             read: [0; 2],
             held: (0..proxies).map(|_| Default::default()).collect(),
             passed: vec![[0; 2]; proxies],
+            windows: vec![[0; 2]; proxies],
             turns: 0,
             steps: 0,
             tuples,
@@ -225,6 +235,9 @@ impl Node {
         }
         socket.state.socket = socket.address;
         socket.state.flags |= SocketState::IN_MAP;
+        if socket.state.is(SocketState::PROXY) {
+            socket.state.flags |= SocketState::WATCHED;
+        }
         socket.state.peer = peer;
         let half = HalfFlow {
             cookie,
@@ -326,6 +339,9 @@ impl Node {
     fn end(&mut self, id: u64) {
         let chain = self.chains.remove(&id).unwrap();
         for cookie in chain.sockets {
+            if let Some(socket) = self.sockets.get(&cookie) {
+                self.splicing.remove(&socket.state.workload);
+            }
             self.close(cookie);
         }
         let tuples = chain.tuples;
@@ -438,7 +454,10 @@ impl<'a> Kernel for Asker<'a> {
     fn workload(&self, index: u32, enrolment: u64) -> Option<Receiver> {
         let node = self.0.0.borrow();
         (node.enrolments.get(&index) == Some(&enrolment)).then_some(Receiver {
-            flags: WORKLOAD_REDIRECT_TO_APPLICATIONS | WORKLOAD_REDIRECT_JOINED,
+            flags: match node.splicing.contains(&index) {
+                true => ALL_LEVELS | WORKLOAD_SPLICES,
+                false => ALL_LEVELS,
+            },
             credit_bytes: CREDIT_BYTES,
         })
     }
@@ -531,16 +550,18 @@ impl Model {
         };
         socket.write_seq = socket.write_seq.wrapping_add(size);
         let other = socket.other;
-        let in_map = node.halves.contains_key(&other);
-        let settled = node
-            .halves
-            .get(&cookie)
-            .is_none_or(|half| half.borrow().is(HalfFlow::SETTLED));
+        // Both of them: an end that finds no other there does not stay.
+        let in_map = node.halves.contains_key(&other) && node.halves.contains_key(&cookie);
+        // Whoever writes more than he may harms his own application.
+        let honest = node
+            .chains
+            .values()
+            .any(|c| c.sockets.contains(&cookie) && c.parties == [Party::Honest; 2]);
         let Some(other) = node.sockets.get_mut(&other) else {
             return;
         };
         other.by_tcp.extend(bytes);
-        let misplaced = in_map && !settled && !other.left && !other.state.is(SocketState::PROXY);
+        let misplaced = honest && in_map && !other.left && !other.state.is(SocketState::PROXY);
         if misplaced {
             node.misplaced += 1;
         }
@@ -605,6 +626,11 @@ impl Model {
         {
             socket.blocking = !socket.blocking;
         }
+        if self.random(2000) == 0 {
+            let mut node = self.0.borrow_mut();
+            let workload = node.sockets.get(&cookie).map(|s| s.state.workload);
+            node.splicing.extend(workload);
+        }
     }
 
     /// An honest proxy relays one direction: takes what there is, passes on what may be, and says so when nothing is left.
@@ -633,20 +659,34 @@ impl Model {
                 .is_none_or(|s| !s.redirected.is_empty() || !s.by_tcp.is_empty())
         };
         self.0.borrow_mut().chain(id).held[proxy][direction].extend(taken);
-        let window = self.with(to, |state| {
-            if !state.is(SocketState::IN_MAP) {
-                return Some(SendWindow::All);
-            }
-            send_window(&Asker(self), state, ESTABLISHED)
-        });
-        let room = match window.flatten() {
-            Some(SendWindow::Bytes(bytes)) => bytes as usize,
-            Some(SendWindow::All | SendWindow::Tcp(_)) | None => self.tcp_room(to),
+        let left = self.0.borrow().chains[&id].windows[proxy][direction];
+        let ask = || {
+            self.with(to, |state| {
+                if !state.is(SocketState::IN_MAP) {
+                    return Some(SendWindow::All);
+                }
+                send_window(&Asker(self), state, ESTABLISHED)
+            })
         };
+        let mut window = left;
+        let room = if left > 0 {
+            left
+        } else {
+            match ask().flatten() {
+                Some(SendWindow::Bytes(bytes)) => {
+                    window = bytes as usize;
+                    window
+                }
+                Some(SendWindow::All | SendWindow::Tcp(_)) | None => self.tcp_room(to),
+            }
+        };
+        // Not all of it at once, so that something happens before the rest is used.
+        let room = room.min(1 + self.random(40) as usize);
         let bytes: Vec<Byte> = {
             let mut node = self.0.borrow_mut();
             let chain = node.chains.get_mut(&id).unwrap();
             let count = room.min(chain.held[proxy][direction].len());
+            chain.windows[proxy][direction] = window.saturating_sub(count);
             chain.passed[proxy][direction] += count as u64;
             chain.held[proxy][direction].drain(..count).collect()
         };

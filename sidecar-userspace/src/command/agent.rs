@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use sd_notify::NotifyState;
+use sidecar_common::record::Event;
 use tokio::{
     net::TcpListener,
     task::{LocalSet, spawn_local},
@@ -147,8 +148,12 @@ async fn served(args: &Serve, mut signals: Signals, state: &Rc<RefCell<State>>) 
     let events = state.borrow_mut().node().take_events();
     if let Some(events) = events {
         let state = state.clone();
+        let namespace = {
+            let state = state.clone();
+            move |event: &Event| state.borrow().namespace(event.workload)
+        };
         let whose = move |slot| state.borrow().whose(slot);
-        spawn_local(events::follow(events, whose));
+        spawn_local(events::follow(events, whose, namespace));
     }
     spawn_local(look_after(state.clone()));
     spawn_local(agent.serve(listener));

@@ -33,7 +33,7 @@ use crate::{
     lifecycle::{descriptors, readiness::Readiness, signal::Signals},
     model::{Snapshot, Steering},
     proxy::Proxy,
-    sys::cgroup::Cgroup,
+    sys::{cgroup::Cgroup, netns::Namespace},
     telemetry::metrics::Metrics,
 };
 
@@ -107,7 +107,7 @@ async fn proxied(
     proxy.log_filter = super::log_filter();
     proxy.mesh = Some(identity.handle().clone());
     let proxy = proxy.start()?;
-    let redirect = enrolment.reach();
+    let redirect = enrolment.reach().of(subject.steering.redirect.allowed());
     info!(workload = subject.steering.name, ports = ?proxy.ports(), %redirect, "steering");
 
     let application = match args.command.is_empty() {
@@ -128,7 +128,8 @@ async fn proxied(
     if let Some(ring) = enrolment.take_events() {
         let (own, config) = (enrolment.slot(), config.clone());
         let whose = move |slot| (slot == own).then(|| Rc::new(Steering::from(&*config.load())));
-        tokio::task::spawn_local(events::follow(ring, whose));
+        let namespace = |_: &_| Namespace::own();
+        tokio::task::spawn_local(events::follow(ring, whose, namespace));
     }
     if let Some(log) = enrolment.take_log() {
         tokio::task::spawn_local(events::follow_log(log));

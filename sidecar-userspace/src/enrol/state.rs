@@ -12,6 +12,7 @@ pub use kubelet::Kubelets;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     os::fd::OwnedFd,
     rc::Rc,
     time::{Duration, Instant},
@@ -30,7 +31,7 @@ use crate::{
         workload::Attached,
     },
     model::{FailRule, Snapshot, Steering},
-    sys::cgroup::Cgroup,
+    sys::{cgroup::Cgroup, netns::Namespace},
 };
 
 /// Replies that a sidecar has not taken yet.
@@ -168,6 +169,13 @@ impl State {
         let ours = |pod: &&Pod| pod.attached.slot() == slot && self.node.is_ours(&pod.attached);
         let pod = pods.find(ours)?;
         Some(pod.steering.clone())
+    }
+
+    /// The network namespace of the pod in a slot, once its sidecar has come to this agent.
+    pub fn namespace(&self, slot: u32) -> io::Result<Namespace> {
+        let mut pods = self.pods.values();
+        let pod = pods.find(|pod| pod.attached.slot() == slot && self.node.is_ours(&pod.attached));
+        pod.ok_or(io::ErrorKind::NotFound)?.attached.namespace()
     }
 
     /// The caller's sidecar has new rules.

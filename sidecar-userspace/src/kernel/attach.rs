@@ -15,7 +15,7 @@ use aya::{
 use aya_log::EbpfLogger;
 use sidecar_common::{
     names,
-    record::Counter,
+    record::{Counter, Event},
     settings::{WORKLOAD_PROXY_SPLICES, Workload},
     socket_state::SocketState,
 };
@@ -39,6 +39,7 @@ use crate::{
     model::{EgressRule, FailRule, Level, Steering},
     sys::{
         cgroup::{Cgroup, CgroupError},
+        diag,
         netns::Namespace,
     },
 };
@@ -199,17 +200,23 @@ impl Enrolment {
         );
         self.tables.set_workload(slot, entry)?;
         let findings = selftest::run(self, entry.credit_bytes);
+        // What the programs have told of it is nobody's business.
+        while self
+            .events
+            .as_mut()
+            .is_some_and(|events| events.next().is_some())
+        {}
         let reach = Reach::proven(&findings);
-        if reach.limit.is_some() {
-            // The fault switch wants the fault.
-            match features::fault() != 0 {
-                true => {
-                    warn!(%reach, "redirect goes on beyond that: {} says so", features::FAULT_VARIABLE);
-                }
-                false => {
+        // The fault switch wants the fault.
+        match features::fault() != 0 {
+            true => {
+                warn!(%reach, "redirect goes on beyond that: {} says so", features::FAULT_VARIABLE);
+            }
+            false => {
+                if reach.limit.is_some() {
                     warn!(%reach, "redirect goes no further than this kernel has shown to be safe: other messages take TCP");
-                    self.reach = reach;
                 }
+                self.reach = reach;
             }
         }
         self.tables.set_workload(slot, Workload::default())?;
@@ -336,6 +343,23 @@ impl Observer for Enrolment {
 
     fn joined(&mut self) -> Result<u64, String> {
         self.counted(Counter::Joined)
+    }
+
+    fn reset_blind(&mut self) -> Result<bool, String> {
+        let namespace = Namespace::own().map_err(|e| e.to_string())?;
+        let Some(events) = self.events.as_mut() else {
+            return Ok(false);
+        };
+        let mut blind = None;
+        while let Some(item) = events.next() {
+            blind = blind.or(Event::from_bytes(&item).filter(|event| event.cookie != 0));
+        }
+        let Some(event) = blind else {
+            return Ok(false);
+        };
+        let (local, remote) = (event.local.into(), event.address.into());
+        let reset = diag::destroy(&namespace, event.cookie, local, remote);
+        reset.map(|()| true).map_err(|e| format!("reset: {e}"))
     }
 
     fn take_splice(&mut self) -> Result<bool, String> {

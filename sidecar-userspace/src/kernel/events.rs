@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     net::SocketAddr,
     rc::Rc,
     time::{Duration, Instant},
@@ -18,7 +19,7 @@ use tracing::{debug, warn};
 
 use crate::{
     model::{IpProtocol, Steering},
-    sys::diag,
+    sys::{diag, netns::Namespace},
 };
 
 /// A repeated warning is said once in this time.
@@ -26,7 +27,11 @@ const QUIET: Duration = Duration::from_secs(10);
 
 /// Follows the events of workloads for as long as it is polled. `whose`: the rules of the workload in a slot, if it is one of
 /// ours.
-pub async fn follow(events: RingBuf<MapData>, whose: impl Fn(u32) -> Option<Rc<Steering>>) {
+pub async fn follow(
+    events: RingBuf<MapData>,
+    whose: impl Fn(u32) -> Option<Rc<Steering>>,
+    namespace: impl Fn(&Event) -> io::Result<Namespace>,
+) {
     #[expect(
         deprecated,
         reason = "its successor is unsafe, which has its rooms; a ring buffer keeps its descriptor"
@@ -59,7 +64,7 @@ pub async fn follow(events: RingBuf<MapData>, whose: impl Fn(u32) -> Option<Rc<S
             if event.kind == EVENT_EGRESS_DENIED {
                 denied(&event, &steering, said);
             } else {
-                handle(&event, &steering.name, said);
+                handle(&event, &steering.name, &namespace, said);
             }
         }
     }
@@ -82,10 +87,17 @@ pub type KernelLog = EbpfLogger<&'static dyn log::Log>;
 /// When each kind was said last of one workload.
 #[derive(Default)]
 struct Said {
-    kinds: [Option<Instant>; 7],
+    kinds: [Option<Instant>; 8],
     /// Denied destinations, with the rule and the protocol.
     denied: HashMap<(SocketAddr, i32, u32), Instant>,
+    /// By socket cookie.
+    reset: HashMap<u64, Instant>,
 }
+
+/// Sockets whose readers were dealt with that are remembered.
+const MAX_RESET: usize = 1024;
+/// Beside the kinds of events: a connection was reset, or could not be.
+const RESET: u32 = 7;
 
 /// Denied destinations of a workload that are remembered.
 const MAX_DENIED: usize = 256;
@@ -93,6 +105,22 @@ const MAX_DENIED: usize = 256;
 const MAX_TALKING: usize = 256;
 
 impl Said {
+    /// Whether its reader has to be dealt with: it may be told many times before that has an effect.
+    fn is_first_of(&mut self, cookie: u64) -> bool {
+        if self.reset.len() >= MAX_RESET {
+            self.reset.retain(|_, at| at.elapsed() <= QUIET);
+        }
+        let repeated = self
+            .reset
+            .get(&cookie)
+            .is_some_and(|at| at.elapsed() <= QUIET);
+        if repeated || self.reset.len() >= MAX_RESET {
+            return false;
+        }
+        self.reset.insert(cookie, Instant::now());
+        true
+    }
+
     fn is_news(&mut self, kind: u32) -> bool {
         let Some(last) = self.kinds.get_mut(kind as usize) else {
             return true;
@@ -151,9 +179,14 @@ fn denied(event: &Event, steering: &Steering, said: &mut Said) {
     }
 }
 
-fn handle(event: &Event, workload: &str, said: &mut Said) {
+fn handle(
+    event: &Event,
+    workload: &str,
+    namespace: &impl Fn(&Event) -> io::Result<Namespace>,
+    said: &mut Said,
+) {
     let address = SocketAddr::from(event.address);
-    let news = event.pid != std::process::id() && said.is_news(event.kind);
+    let news = said.is_news(event.kind);
     match event.kind {
         EVENT_INBOUND_REFUSED if news => {
             warn!(workload, %address, "inbound connections are refused: the proxy does not listen (failRule: closed)");
@@ -167,8 +200,6 @@ fn handle(event: &Event, workload: &str, said: &mut Said) {
         EVENT_UNPAIRED if news => {
             warn!(workload, %address, "a connection stays on TCP: the map of flows is full, or its key is taken");
         }
-        // Our own self-test.
-        EVENT_SPLICE if event.pid == std::process::id() => {}
         EVENT_SPLICE => {
             if news {
                 warn!(
@@ -177,8 +208,8 @@ fn handle(event: &Event, workload: &str, said: &mut Said) {
                     "the application reads sockets with splice: nothing is redirected to it from now on"
                 );
             }
-            if event.address.is_some() {
-                reset(event);
+            if event.cookie != 0 && said.is_first_of(event.cookie) {
+                reset(event, workload, namespace(event), said);
             }
         }
         _ => debug!(?event, "event of the kernel half"),
@@ -187,12 +218,20 @@ fn handle(event: &Event, workload: &str, said: &mut Said) {
 
 /// Redirected bytes that wait on a socket whose reader splices are never seen: a reset tells both ends, hanging
 /// tells nobody.
-fn reset(event: &Event) {
+fn reset(event: &Event, workload: &str, namespace: io::Result<Namespace>, said: &mut Said) {
     let (local, remote) = (event.local.into(), event.address.into());
-    match diag::destroy_of(event.pid, local, remote) {
-        Ok(()) => warn!(%local, %remote, "reset: redirected bytes wait for a reader that splices"),
-        Err(error) => {
-            warn!(%local, %remote, %error, "a reader that splices hangs, and cannot be reset")
+    let reset =
+        namespace.and_then(|namespace| diag::destroy(&namespace, event.cookie, local, remote));
+    let news = said.is_news(RESET);
+    match reset {
+        Ok(()) if news => {
+            warn!(workload, %local, %remote, "reset: redirected bytes wait for a reader that splices");
         }
+        // Its reader has given up.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if news => {
+            warn!(workload, %local, %remote, %error, "a reader that splices hangs, and cannot be reset");
+        }
+        _ => debug!(workload, %local, %remote, "another reset of a reader that splices"),
     }
 }

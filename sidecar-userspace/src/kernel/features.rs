@@ -55,7 +55,7 @@ pub fn best() -> (LoadConstants, Reach) {
             steering_only(),
             Reach::off(
                 Proof::Programs,
-                "programs may not read the kernel's memory: it is locked down",
+                "programs may not read the kernel's memory, as where it is locked down",
             ),
         ),
         Ok(constants) => (constants, Reach::full()),
@@ -78,6 +78,7 @@ pub fn constants() -> Result<LoadConstants, BtfError> {
         socket_file: btf.offset("socket", "file")?,
         file_flags: btf.offset("file", "f_flags")?,
         ulp_ops: btf.offset("inet_connection_sock", "icsk_ulp_ops")?,
+        task_flags: btf.offset("task_struct", "flags")?,
         ..steering_only()
     })
 }

@@ -21,7 +21,7 @@ use aya::{
 use sidecar_common::{
     names,
     record::Counter,
-    settings::{MAX_WORKLOADS, ROLE_PROXY},
+    settings::{MAX_WORKLOADS, ROLE_PROXY, WORKLOAD_ENROLLED},
 };
 use tracing::{info, warn};
 
@@ -38,7 +38,7 @@ use super::{
     workload::{Attached, Lasting, Listening, Programs, Subject},
 };
 use crate::{
-    model::{Steering, cgroup::CgroupPattern},
+    model::{Level, Steering, cgroup::CgroupPattern},
     sys::cgroup::Cgroup,
 };
 
@@ -123,8 +123,9 @@ impl Node {
     pub fn proven(&mut self, reach: Reach) -> Result<(), AttachError> {
         if reach.level < self.reach.level {
             warn!(%reach, "redirect goes no further than this kernel has shown to be safe: other messages take TCP");
-            self.reach = reach;
         }
+        self.reach = reach.and(&self.reach);
+        self.lower()?;
         let name = names::TRACE_SPLICE;
         if self.reach.is_off() || self.own.join(name).exists() {
             return Ok(());
@@ -136,6 +137,31 @@ impl Node {
         link.pin(self.own.join(name))
             .map_err(|source| AttachError::Pin { name, source })?;
         Ok(())
+    }
+
+    /// Pods of a former agent go no further than what holds now; how much further they may, their sidecars say.
+    fn lower(&mut self) -> Result<(), AttachError> {
+        for found in Pins::lock(self.shared.clone())?.workloads()? {
+            let mut entry = self.tables.workload(found.slot)?;
+            let level = Level::of_flags(entry.flags);
+            let (lower, limit) = self.reach.within(level);
+            let enrolled = found.pod.is_some() && entry.flags & WORKLOAD_ENROLLED != 0;
+            if !enrolled || lower >= level {
+                continue;
+            }
+            entry.flags = entry.flags & !Level::Joined.flags() | lower.flags();
+            entry.redirect_limit = limit.map_or(0, Proof::number);
+            self.tables.set_workload(found.slot, entry)?;
+        }
+        Ok(())
+    }
+
+    /// How far redirect goes for a pod, and what the next level lacks; nothing for one that is of another layout.
+    pub fn redirect_of(&self, attached: &Attached) -> Option<(Level, Option<Proof>)> {
+        let entry = self.tables.workload(attached.slot()).ok();
+        let entry = entry.filter(|_| self.is_ours(attached))?;
+        let limit = Proof::of_number(entry.redirect_limit);
+        Some((Level::of_flags(entry.flags), limit))
     }
 
     /// Verifies all programs now rather than when the first pod comes.

@@ -36,6 +36,9 @@ pub enum Proof {
     /// An application whose bytes take TCP after all finds them.
     #[serde(rename = "back to TCP")]
     BackToTcp,
+    /// Who splices through io_uring is noticed by what he leaves, and can be reset.
+    #[serde(rename = "blind reader")]
+    BlindReader,
     #[serde(rename = "joined")]
     Joined,
     /// `FIONREAD` of a socket in the map counts what came by TCP.
@@ -44,7 +47,7 @@ pub enum Proof {
 }
 
 impl Proof {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Configuration,
         Self::Types,
         Self::Programs,
@@ -55,6 +58,7 @@ impl Proof {
         Self::Applications,
         Self::Fionread,
         Self::BackToTcp,
+        Self::BlindReader,
         Self::Joined,
         Self::FionreadOfTcp,
     ];
@@ -71,6 +75,7 @@ impl Proof {
             Self::Applications => "towards applications",
             Self::Fionread => "FIONREAD",
             Self::BackToTcp => "back to TCP",
+            Self::BlindReader => "blind reader",
             Self::Joined => "joined",
             Self::FionreadOfTcp => "FIONREAD of TCP",
         }
@@ -144,7 +149,12 @@ impl Reach {
             Proof::HalfClose,
             Proof::Splice,
         ];
-        let applications = [Proof::Applications, Proof::Fionread, Proof::BackToTcp];
+        let applications = [
+            Proof::Applications,
+            Proof::Fionread,
+            Proof::BackToTcp,
+            Proof::BlindReader,
+        ];
         let counts_tcp = failure(Proof::FionreadOfTcp).is_none();
         let (level, limit) = if let Some(limit) = first(&always) {
             (Level::Off, Some(limit))
@@ -162,6 +172,40 @@ impl Reach {
             level,
             limit,
             counts_tcp,
+        }
+    }
+
+    /// As it is for a workload whose configuration allows so much.
+    pub fn of(&self, allowed: Level) -> Self {
+        let (level, limit) = self.within(allowed);
+        let limit = match limit {
+            Some(Proof::Configuration) => Some((
+                Proof::Configuration,
+                "redirect.level, or enabled".to_owned(),
+            )),
+            Some(Proof::FionreadOfTcp) if level < self.level => {
+                Some((Proof::FionreadOfTcp, "not counted".to_owned()))
+            }
+            _ => self.limit.clone(),
+        };
+        Self {
+            level,
+            limit,
+            counts_tcp: self.counts_tcp,
+        }
+    }
+
+    /// What holds by both.
+    pub fn and(self, other: &Self) -> Self {
+        let counts_tcp = self.counts_tcp && other.counts_tcp;
+        let lower = if other.level < self.level {
+            other.clone()
+        } else {
+            self
+        };
+        Self {
+            counts_tcp,
+            ..lower
         }
     }
 
@@ -243,6 +287,9 @@ mod tests {
         let lower = Level::TowardsProxies;
         let allowed = (lower, Some(Proof::Configuration));
         assert_eq!(reach.within(lower), allowed);
+        let node = Reach::full().and(&found(&[Proof::FionreadOfTcp]));
+        assert_eq!(node.level, Level::Joined);
+        assert_eq!(node.of(lower).level, Level::BetweenProxies);
         // A level that rests on what the higher ones do without.
         assert_eq!(
             found(&[Proof::FionreadOfTcp]).within(lower),

@@ -33,6 +33,8 @@ pub trait Observer {
     fn redirected(&mut self) -> Result<u64, String>;
     /// Of those, how many went past the proxies.
     fn joined(&mut self) -> Result<u64, String>;
+    /// Resets the connection of whoever was seen to read without seeing what is there. `false`: nobody was.
+    fn reset_blind(&mut self) -> Result<bool, String>;
     /// Whether a socket was seen to be read with splice; forgets it.
     fn take_splice(&mut self) -> Result<bool, String>;
     /// Has a socket of ours taken for an application's. `state`: beside the workload.
@@ -68,6 +70,7 @@ pub fn run(observer: &mut dyn Observer, credit_bytes: u32) -> Vec<Finding> {
         ),
         part(Proof::Fionread, applications::fionread(observer)),
         part(Proof::BackToTcp, applications::back_to_tcp(observer)),
+        part(Proof::BlindReader, applications::blind_reader(observer)),
     ];
     if !towards.contains(&false) {
         part(Proof::Joined, applications::joined(observer));

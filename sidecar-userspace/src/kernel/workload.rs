@@ -316,6 +316,15 @@ impl Attached {
         }
     }
 
+    /// The workload's network namespace, once it is known: an agent that has just started waits for the sidecar to say it.
+    pub fn namespace(&self) -> io::Result<Namespace> {
+        match (self.own_namespace, &self.look) {
+            (true, Some(look)) => look.namespace(),
+            (true, None) => Err(io::ErrorKind::NotConnected.into()),
+            (false, _) => Namespace::own(),
+        }
+    }
+
     /// Whether cgroups are excluded, as far as this agent knows.
     pub fn has_exclusions(&self) -> bool {
         !self.excluded.is_empty()
@@ -369,19 +378,10 @@ impl Attached {
         steering: &Steering,
         reach: &Reach,
     ) -> Result<(), AttachError> {
-        let Self {
-            egress,
-            look,
-            own_namespace,
-            ..
-        } = self;
-        let namespace = || match (own_namespace, look) {
-            (true, Some(look)) => look.namespace(),
-            (true, None) => Err(io::ErrorKind::NotConnected.into()),
-            (false, _) => Namespace::own(),
-        };
         let left_alone = left_alone(&self.excluded, self.proxy.as_ref());
-        egress.prepare(bpf, application, &left_alone, namespace, steering)?;
+        let namespace = self.namespace();
+        self.egress
+            .prepare(bpf, application, &left_alone, || namespace, steering)?;
         let slot = self.pins.slot;
         tables.set_rules(slot, steering)?;
         let port = tables.workload(slot)?.outbound_port;

@@ -2,7 +2,6 @@
 //! a connection, as `ss --kill` does it.
 
 use std::{
-    fs::File,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, OwnedFd},
@@ -151,16 +150,20 @@ fn listener(body: &[u8]) -> Option<Listener> {
     })
 }
 
-/// As [`destroy`], in the network namespace of the process `pid`.
-pub fn destroy_of(pid: u32, local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
-    let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
-    within(&namespace, || destroy(local, remote))
+/// Resets the connection between `local` and `remote` in a network namespace, whose socket there has this cookie: no other one
+/// can be meant. Needs `CAP_NET_ADMIN` and a kernel with `CONFIG_INET_DIAG_DESTROY`; `NotFound` if there is no such
+/// connection (any more).
+pub fn destroy(
+    namespace: &impl AsFd,
+    cookie: u64,
+    local: SocketAddr,
+    remote: SocketAddr,
+) -> io::Result<()> {
+    within(namespace, || destroy_here(cookie, local, remote))
 }
 
-/// Resets the connection between `local` and `remote`. Needs `CAP_NET_ADMIN` and a kernel with
-/// `CONFIG_INET_DIAG_DESTROY`; `NotFound` if there is no such connection (any more).
-pub fn destroy(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
-    let request = request(local, remote);
+fn destroy_here(cookie: u64, local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
+    let request = request(cookie, local, remote);
     let socket = open()?;
     send(&socket, &request, SendFlags::empty())?;
     let mut answer = [0; 512];
@@ -181,16 +184,16 @@ pub fn destroy(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
 }
 
 /// `struct nlmsghdr` and `struct inet_diag_req_v2`.
-fn request(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
+fn request(cookie: u64, local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
     let family = match local.is_ipv4() {
         true => AddressFamily::INET,
         false => AddressFamily::INET6,
     };
-    let (every_state, no_cookie) = (u32::MAX, 0xff);
+    let every_state = u32::MAX;
     message(
         SOCK_DESTROY,
         FLAGS,
-        &body(family, every_state, local, remote, no_cookie),
+        &body(family, every_state, local, remote, cookie),
     )
 }
 
@@ -199,7 +202,7 @@ fn body(
     states: u32,
     local: SocketAddr,
     remote: SocketAddr,
-    cookie: u8,
+    cookie: u64,
 ) -> Vec<u8> {
     let mut body = vec![family.as_raw() as u8, IPPROTO_TCP, 0, 0];
     body.extend(states.to_ne_bytes());
@@ -209,7 +212,9 @@ fn body(
     body.extend(address(remote));
     // Any interface.
     body.extend(0_u32.to_ne_bytes());
-    body.extend([cookie; 8]);
+    // Low half first, whatever the machine's order.
+    body.extend((cookie as u32).to_ne_bytes());
+    body.extend(((cookie >> 32) as u32).to_ne_bytes());
     body
 }
 
@@ -239,6 +244,7 @@ mod tests {
     #[test]
     fn the_request_has_the_kernels_layout() {
         let request = request(
+            7,
             "10.0.0.1:80".parse().unwrap(),
             "10.0.0.2:1024".parse().unwrap(),
         );
@@ -247,6 +253,7 @@ mod tests {
         assert_eq!(request[24..28], [0, 80, 4, 0]);
         assert_eq!(request[28..32], [10, 0, 0, 1]);
         assert_eq!(request[44..48], [10, 0, 0, 2]);
+        assert_eq!(request[64..68], 7_u32.to_ne_bytes());
     }
 
     #[test]

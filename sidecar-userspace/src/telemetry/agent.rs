@@ -21,6 +21,7 @@ use crate::{
         http1,
     },
     enrol::{agent::Agent, state::State},
+    kernel::proof::Proof,
 };
 
 /// Paths with what they do.
@@ -122,7 +123,17 @@ impl Told {
             ));
         }
         let mut kinds: BTreeMap<bool, Vec<Sample>> = BTreeMap::new();
+        let mut levels = Vec::new();
         for counted in state.counts() {
+            if let Some((level, limit)) = counted.redirect {
+                let labels = vec![
+                    ("namespace", counted.steering.namespace.clone()),
+                    ("workload", counted.steering.name.clone()),
+                    ("slot", counted.slot.to_string()),
+                    ("limit", limit.map_or("", Proof::name).to_owned()),
+                ];
+                levels.push((labels, f64::from(level.number())));
+            }
             let counts = counted.counts.into_iter().filter(|(_, value)| *value > 0);
             for (counter, value) in counts {
                 let bytes = counter.is_bytes();
@@ -148,6 +159,11 @@ impl Told {
                 ),
             };
             families.push(family(name, help, MetricType::COUNTER, samples));
+        }
+        let help = "How far redirect goes, by pod: 0 off, 1 between proxies, 2 towards proxies, 3 towards applications, 4 joined; and what it lacks for the next level.";
+        if !levels.is_empty() {
+            let name = "sidecar_kernel_redirect_level";
+            families.push(family(name, help, MetricType::GAUGE, levels));
         }
         let mut text = Vec::new();
         TextEncoder::new().encode(&families, &mut text)?;

@@ -93,6 +93,7 @@ impl State {
             unmarked: &unmarked,
         };
         self.check_place(id, caller)?;
+        let allowed = enrol.steering.redirect.allowed();
         self.install(
             Newcomer {
                 cgroup: &caller.pod,
@@ -116,7 +117,7 @@ impl State {
         )?;
         Ok(Enrolled {
             release: env!("CARGO_PKG_VERSION").to_owned(),
-            redirect: self.node.reach().to_string(),
+            redirect: self.node.reach().of(allowed).to_string(),
         })
     }
 

@@ -6,7 +6,10 @@ use serde::Serialize;
 use sidecar_common::record::Counter;
 
 use super::{Pod, State};
-use crate::model::{FailRule, Steering};
+use crate::{
+    kernel::proof::Proof,
+    model::{FailRule, Level, Steering},
+};
 
 /// A pod as `/workloads` shows it.
 #[derive(Debug, Serialize)]
@@ -35,6 +38,8 @@ pub struct Counted {
     pub steering: Rc<Steering>,
     pub slot: u32,
     pub counts: Vec<(Counter, u64)>,
+    /// How far redirect goes, and what the next level lacks.
+    pub redirect: Option<(Level, Option<Proof>)>,
 }
 
 impl State {
@@ -65,6 +70,7 @@ impl State {
                 steering: pod.steering.clone(),
                 slot: pod.attached.slot(),
                 counts: node.counts(&pod.attached).ok()?,
+                redirect: node.redirect_of(&pod.attached),
             })
         });
         counts.collect()

@@ -2,6 +2,7 @@
 //! Ours are marked as one before they listen or connect.
 
 use std::{
+    io::{ErrorKind, Read},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     os::fd::AsFd,
     time::{Duration, Instant},
@@ -10,6 +11,7 @@ use std::{
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, connect, socket_with},
+    pipe::{SpliceFlags, pipe, splice},
 };
 use sidecar_common::{address::Address, socket_state::SocketState};
 
@@ -187,6 +189,37 @@ pub fn back_to_tcp(observer: &mut dyn Observer) -> Check {
     let (mut returned, mut answered) = (0, 0);
     send(&mut early.application, &mut returned, 512)?;
     expect(&mut early.proxy, &mut answered, returned)
+}
+
+/// Whoever splices while something redirected waits is noticed by that, and his connection can be reset.
+pub fn blind_reader(observer: &mut dyn Observer) -> Check {
+    let mut inbound = Inbound::new(observer, true)?;
+    inbound.send(100)?;
+    let (_read_end, write_end) = pipe().map_err(|e| e.to_string())?;
+    // It does not see them.
+    let _ = splice(
+        &inbound.application,
+        None,
+        &write_end,
+        None,
+        4096,
+        SpliceFlags::NONBLOCK,
+    );
+    let noticed = observer.reset_blind();
+    observer.take_splice()?;
+    if !noticed? {
+        return Err("a reader who does not see what waits goes unnoticed".to_owned());
+    }
+    // What was redirected is read first.
+    let _ = inbound.receive();
+    match inbound.application.take_error() {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => match inbound.application.read(&mut [0]) {
+            Err(error) if error.kind() != ErrorKind::WouldBlock => Ok(()),
+            other => Err(format!("a connection that was reset gives {other:?}")),
+        },
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// `FIONREAD` counts what came by TCP to an application whose socket stays in the map, as it does where only what the

@@ -13,6 +13,8 @@ use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    net::{SocketFlags, accept_with},
     pipe::{PipeFlags, SpliceFlags, pipe_with, splice},
 };
 use sidecar_tests::sys::{RingReader, compat_splice};
@@ -48,11 +50,11 @@ fn main() -> Result<()> {
     let mut number = 0;
     loop {
         wait_for(&listener, None)?;
-        let (stream, _) = match listener.accept() {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
-            accepted => accepted?,
+        // At once: a socket that blocks when its proxy first looks gets its bytes by TCP.
+        let stream = match accept_with(&listener, SocketFlags::NONBLOCK) {
+            Err(Errno::AGAIN) => continue,
+            accepted => TcpStream::from(accepted?),
         };
-        stream.set_nonblocking(true)?;
         let (bytes, end) = read(&stream, arguments.way)?;
         number += 1;
         println!("{number}: {bytes} bytes, {end}");
@@ -79,9 +81,11 @@ fn read(stream: &TcpStream, way: Way) -> Result<(usize, String)> {
         match spliced {
             Ok(0) => return Ok((bytes, "end".to_owned())),
             Ok(count) => {
-                bytes += count;
                 found = Instant::now();
-                drain(&from, count)?;
+                if !is_due(&drain(&from, count)?, bytes) {
+                    return Ok((bytes, "wrong bytes".to_owned()));
+                }
+                bytes += count;
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 if found.elapsed() > HUNG {
@@ -94,12 +98,19 @@ fn read(stream: &TcpStream, way: Way) -> Result<(usize, String)> {
     }
 }
 
-fn drain(pipe: &OwnedFd, mut count: usize) -> io::Result<()> {
-    let mut buffer = [0; BLOCK_BYTES];
-    while count > 0 {
-        count -= rustix::io::read(pipe, &mut buffer)?;
+fn drain(pipe: &OwnedFd, count: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; count];
+    let mut taken = 0;
+    while taken < count {
+        taken += rustix::io::read(pipe, &mut bytes[taken..])?;
     }
-    Ok(())
+    Ok(bytes)
+}
+
+/// Messages of 100 bytes are numbered by each of their bytes.
+fn is_due(bytes: &[u8], position: usize) -> bool {
+    let mut due = (position..).map(|at| (at / 100) as u8);
+    bytes.iter().all(|byte| Some(*byte) == due.next())
 }
 
 /// Whether there is something within `limit`.
