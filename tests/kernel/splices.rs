@@ -65,6 +65,8 @@ fn by_the_system_call() {
     is_noticed("call");
 }
 
+/// Elsewhere 64-bit programs cannot make it.
+#[cfg(target_arch = "x86_64")]
 #[test]
 fn by_the_system_call_of_32_bit_programs() {
     is_noticed("compat");

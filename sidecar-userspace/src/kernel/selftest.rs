@@ -3,8 +3,8 @@
 //!
 //! It runs inside the proxy's cgroup, before anything is steered. Sockets that shall be an application's are marked as such.
 //!
-//! - [`stream`], connections and what is sent on them
-//! - [`applications`], the ways that have an application at one end, or at both
+//! - `stream`, connections and what is sent on them
+//! - `applications`, the ways that have an application at one end, or at both
 
 mod applications;
 mod stream;

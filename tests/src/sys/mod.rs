@@ -84,6 +84,12 @@ pub fn compat_splice(socket: impl AsFd, pipe: impl AsFd, bytes: u32) -> io::Resu
     usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
 }
 
+/// Only where 64-bit programs may make system calls of 32-bit ones.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn compat_splice(_: impl AsFd, _: impl AsFd, _: u32) -> io::Result<usize> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// Receives through a ring of its own, one operation at a time.
 pub struct RingReader {
     ring: IoUring,
