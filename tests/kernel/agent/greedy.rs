@@ -22,10 +22,10 @@ os.makedirs(cgroup + "/proxy"); os.makedirs(cgroup + "/app")
 open(cgroup + "/proxy/cgroup.procs", "w").write(str(os.getpid()))
 if ctypes.CDLL(None, use_errno=True).unshare(0x40000000): sys.exit("unshare: " + os.strerror(ctypes.get_errno()))
 listener = socket.socket(); listener.bind(("0.0.0.0", 15006)); listener.listen()
-most = {"port rules": 2048, "excluded ranges": 2048, "denied combinations of range and port": 2041}
+most = {"port rules": 2048, "excluded ranges": 2048, "denied combinations of range, port and protocol": 2041}
 def rules():
     ranges = lambda first, count: [f"{first}.{n >> 8}.{n & 255}.1/32" for n in range(count)]
-    denied = ranges(11, most["denied combinations of range and port"] - 1)
+    denied = ranges(11, most["denied combinations of range, port and protocol"] - 1)
     return {"name": name, "failRule": "closed", "inboundCapture": "workload",
             "outboundExcludePorts": list(range(1, most["port rules"] + 1)),
             "outboundExcludeCidrs": ranges(10, most["excluded ranges"]),
@@ -34,7 +34,7 @@ for attempt in range(8):
     s = socket.socket(socket.AF_UNIX); s.connect(socket_path)
     answer = enrol(s, rules(), listener)
     if '"enrolled"' in answer: break
-    found = re.search(r"\d+ (port rules|excluded ranges|denied combinations of range and port).*this one may have (\d+)", answer)
+    found = re.search(r"\d+ (port rules|excluded ranges|denied combinations of range, port and protocol).*this one may have (\d+)", answer)
     if not found: break
     most[found[1]] = int(found[2])
 print("answer", answer if '"enrolled"' not in answer else "enrolled", *most.values(), flush=True)
