@@ -8,7 +8,7 @@ use super::webhook::program;
 
 /// Ports that were free a moment ago.
 fn free_ports() -> Vec<u16> {
-    let held: Vec<_> = (0..5)
+    let held: Vec<_> = (0..6)
         .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
         .collect();
     held.iter()
@@ -31,12 +31,12 @@ fn ready(address: &str, wait: Option<&str>) -> (Option<i32>, String) {
 fn a_proxy_starts_with_the_settings_of_its_pod() {
     let directory = tempfile::tempdir().unwrap();
     let ports = free_ports();
-    let [outbound, inbound, admin, metrics, health] = ports[..] else {
+    let [outbound, steered, inbound, admin, metrics, health] = ports[..] else {
         panic!("{ports:?}");
     };
     let settings = format!(
         "workload: {{ name: orders, namespace: shop }}\nlifecycle: {{ exitWhenAlone: false }}\n\
-         listeners: {{ outbound: {outbound}, inbound: {inbound}, admin: {admin}, metrics: {metrics}, health: \"[::]:{health}\" }}\n"
+         listeners: {{ outbound: {outbound}, steered: {steered}, inbound: {inbound}, admin: {admin}, metrics: {metrics}, health: \"[::]:{health}\" }}\n"
     );
     let address = format!("127.0.0.1:{health}");
     let (code, said) = ready(&address, None);
