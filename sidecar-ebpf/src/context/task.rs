@@ -30,12 +30,10 @@ pub fn fail_with(errno: i32) {
     }
 }
 
-/// The system call that the current task is in, from the registers with which it entered the kernel.
+/// The number of the system call that the current task is in, from the registers with which it entered the kernel; `None` where
+/// it is in none.
 #[derive(Clone, Copy)]
-pub struct SystemCall {
-    task: *const u8,
-    registers: *const u8,
-}
+pub struct SystemCall(Option<u32>);
 
 /// Threads of the kernel's, for io_uring or itself: their registers are a copy of whatever their maker was at.
 const PF_IO_WORKER: u32 = 0x10;
@@ -45,36 +43,30 @@ impl SystemCall {
     #[inline(always)]
     pub fn current() -> Self {
         // SAFETY: the helpers give the current task and its registers, which live as long as the program runs.
-        unsafe {
+        let (task, registers) = unsafe {
             let task = bpf_get_current_task_btf();
-            Self {
-                task: task as *const u8,
-                registers: bpf_task_pt_regs(task) as *const u8,
-            }
-        }
-    }
-
-    /// `None` where the task is in none.
-    #[inline(always)]
-    fn number(self) -> Option<u32> {
+            (task as *const u8, bpf_task_pt_regs(task) as *const u8)
+        };
         let constants = LOAD_CONSTANTS.load();
-        let flags = probe(self.task, constants.task_flags).map(u32::from_ne_bytes)?;
-        if flags & (PF_IO_WORKER | PF_KTHREAD) != 0 {
-            return None;
-        }
-        probe(self.registers, constants.call_number).map(u32::from_ne_bytes)
+        let flags = probe(task, constants.task_flags).map(u32::from_ne_bytes);
+        let own = flags.is_some_and(|flags| flags & (PF_IO_WORKER | PF_KTHREAD) == 0);
+        Self(if own {
+            probe(registers, constants.call_number).map(u32::from_ne_bytes)
+        } else {
+            None
+        })
     }
 
     #[inline(always)]
     pub fn splices(self) -> bool {
-        self.number() == Some(LOAD_CONSTANTS.load().splice_number)
+        self.0 == Some(LOAD_CONSTANTS.load().splice_number)
     }
 
     /// Whether it reads a socket, and both queues of one in the map.
     #[inline(always)]
     pub fn reads(self) -> bool {
         let [read, readv, recvfrom, recvmsg, recvmmsg] = LOAD_CONSTANTS.load().read_numbers;
-        self.number().is_some_and(|number| {
+        self.0.is_some_and(|number| {
             number == read
                 || number == readv
                 || number == recvfrom
