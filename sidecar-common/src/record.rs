@@ -204,7 +204,7 @@ pub const MAX_PROFILES_EACH: u32 = 256;
 
 /// What userspace is told at once, through the ring buffer.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Event {
     /// One of the `EVENT_` constants.
     pub kind: u32,

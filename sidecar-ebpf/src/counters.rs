@@ -28,20 +28,16 @@ pub fn count(workload: u32, counter: Counter, amount: u64) {
     }
 }
 
-/// Tells userspace; dropped when nobody reads fast enough, or the workload has told too much. It does not say which process it was: before Linux 6.10 only
-/// some types of program may ask that, and those that packets run would name whomever they interrupted.
+/// Tells userspace; dropped when nobody reads fast enough, or the workload has told too much. It does not say which process it
+/// was: before Linux 6.10 only some types of program may ask that, and those that packets run would name whomever they
+/// interrupted.
 #[inline(always)]
 pub fn event(kind: u32, workload: u32, address: Address) {
     send(&Event {
         kind,
         workload,
-        pid: 0,
-        rule: 0,
-        cookie: 0,
         address,
-        local: Address::default(),
-        protocol: 0,
-        _pad: 0,
+        ..Event::default()
     });
 }
 
@@ -52,12 +48,8 @@ pub fn event_of_task(kind: u32, workload: u32, address: Address) {
         kind,
         workload,
         pid: current_pid(),
-        rule: 0,
-        cookie: 0,
         address,
-        local: Address::default(),
-        protocol: 0,
-        _pad: 0,
+        ..Event::default()
     });
 }
 
@@ -70,11 +62,9 @@ pub fn denial(workload: u32, pid: u32, rule: u32, destination: Address, protocol
         workload,
         pid,
         rule: rule as i32,
-        cookie: 0,
         address: destination,
-        local: Address::default(),
         protocol,
-        _pad: 0,
+        ..Event::default()
     });
 }
 
@@ -85,12 +75,10 @@ pub fn event_of_splice(workload: u32, cookie: u64, flow: FlowKey) {
         kind: EVENT_SPLICE,
         workload,
         pid: current_pid(),
-        rule: 0,
         cookie,
         address: flow.remote,
         local: flow.local,
-        protocol: 0,
-        _pad: 0,
+        ..Event::default()
     });
 }
 
