@@ -15,8 +15,13 @@ const CGROUP_LEVELS: i32 = 12;
 /// its workload's cgroup is told apart, and an excluded one is nobody's.
 #[inline(always)]
 pub fn member_of_current() -> Option<Cgroup> {
-    let member = known_of_current();
-    (member.role != 0 && member.role != ROLE_EXCLUDED).then_some(member)
+    member(known_of_current())
+}
+
+/// What is known, unless that is nothing, or that it is nobody's.
+#[inline(always)]
+fn member(known: Cgroup) -> Option<Cgroup> {
+    (known.role != 0 && known.role != ROLE_EXCLUDED).then_some(known)
 }
 
 /// What is said of the deepest cgroup of the current task of which anything is said.
@@ -28,8 +33,7 @@ fn known_of_current() -> Cgroup {
 /// As `member_of_current`, of the socket that sends a packet: whoever runs now may have nothing to do with it.
 #[inline(always)]
 pub fn member_of_sender(packet: &Packet) -> Option<Cgroup> {
-    let member = deepest(|level| packet.ancestor_cgroup(level));
-    (member.role != 0 && member.role != ROLE_EXCLUDED).then_some(member)
+    member(deepest(|level| packet.ancestor_cgroup(level)))
 }
 
 /// `ancestor`: the id of the cgroup at a level below the root, or 0. Not an `Option`: the compiler would copy what it does not
