@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     io,
     net::SocketAddr,
     rc::Rc,
@@ -107,18 +108,7 @@ const MAX_TALKING: usize = 256;
 impl Said {
     /// Whether its reader has to be dealt with: it may be told many times before that has an effect.
     fn is_first_of(&mut self, cookie: u64) -> bool {
-        if self.reset.len() >= MAX_RESET {
-            self.reset.retain(|_, at| at.elapsed() <= QUIET);
-        }
-        let repeated = self
-            .reset
-            .get(&cookie)
-            .is_some_and(|at| at.elapsed() <= QUIET);
-        if repeated || self.reset.len() >= MAX_RESET {
-            return false;
-        }
-        self.reset.insert(cookie, Instant::now());
-        true
+        note(&mut self.reset, cookie, MAX_RESET)
     }
 
     fn is_news(&mut self, kind: u32) -> bool {
@@ -133,21 +123,26 @@ impl Said {
     }
 }
 
+/// Notes that there was something about `key` now. `false`: there was a moment ago, or there is no room among `most`.
+fn note<K: Eq + Hash>(noted: &mut HashMap<K, Instant>, key: K, most: usize) -> bool {
+    if noted.len() >= most {
+        noted.retain(|_, at| at.elapsed() <= QUIET);
+    }
+    let repeated = noted.get(&key).is_some_and(|at| at.elapsed() <= QUIET);
+    if repeated || noted.len() >= most {
+        return false;
+    }
+    noted.insert(key, Instant::now());
+    true
+}
+
 /// A denial of each destination is said at once, its repetitions now and then; all are counted.
 fn denied(event: &Event, steering: &Steering, said: &mut Said) {
     let destination = SocketAddr::from(event.address);
-    if said.denied.len() >= MAX_DENIED {
-        said.denied.retain(|_, at| at.elapsed() <= QUIET);
-    }
     let key = (destination, event.rule, event.protocol);
-    let repeated = said
-        .denied
-        .get(&key)
-        .is_some_and(|at| at.elapsed() <= QUIET);
-    if repeated || said.denied.len() >= MAX_DENIED {
+    if !note(&mut said.denied, key, MAX_DENIED) {
         return;
     }
-    said.denied.insert(key, Instant::now());
     let position = usize::try_from(event.rule).ok();
     let position = position.and_then(|rule| rule.checked_sub(1));
     let rule = position.and_then(|position| steering.outbound_deny.get(position));
