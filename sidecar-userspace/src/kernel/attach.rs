@@ -264,14 +264,8 @@ impl Enrolment {
     /// Verifies what rules for destinations would have attached. `Some`: why packet sockets could not be kept from sending past
     /// them.
     pub fn try_egress(&mut self, steering: &Steering) -> Result<Option<String>, AttachError> {
-        let everything = EgressRule {
-            name: "check".into(),
-            cidrs: Vec::new(),
-            ports: [].into(),
-            protocols: [].into(),
-        };
         let trial = Steering {
-            outbound_deny: vec![everything],
+            outbound_deny: vec![EgressRule::everything("check")],
             ..steering.clone()
         };
         self.reload(&trial)?;

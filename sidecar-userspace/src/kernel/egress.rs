@@ -301,14 +301,8 @@ fn not_attached(error: &io::Error) -> String {
 
 /// The rules where everything is denied that is not loopback. The others keep their places, by which they are named.
 fn sealed(steering: &Steering) -> Steering {
-    let everything = EgressRule {
-        name: "".into(),
-        cidrs: Vec::new(),
-        ports: [].into(),
-        protocols: [].into(),
-    };
     let mut sealed = steering.clone();
-    sealed.outbound_deny.push(everything);
+    sealed.outbound_deny.push(EgressRule::everything(""));
     sealed.outbound_allow.clear();
     sealed
 }

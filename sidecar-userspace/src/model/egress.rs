@@ -59,6 +59,16 @@ pub struct EgressRule {
 }
 
 impl EgressRule {
+    /// Every destination.
+    pub fn everything(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            cidrs: Vec::new(),
+            ports: BTreeSet::new(),
+            protocols: BTreeSet::new(),
+        }
+    }
+
     /// Whether the rule means this. `destination`: not v4-mapped; port 0: the protocol has none.
     pub fn means(&self, destination: SocketAddr, protocol: IpProtocol) -> bool {
         let ip = destination.ip();
