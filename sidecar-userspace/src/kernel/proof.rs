@@ -3,46 +3,33 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::model::Level;
 
 /// What a level rests on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Proof {
     /// The configuration allows it.
-    #[serde(rename = "configuration")]
     Configuration,
     /// The running kernel's structures are known.
-    #[serde(rename = "BTF")]
     Types,
     /// The kernel takes the programs.
-    #[serde(rename = "programs")]
     Programs,
     /// The rest are parts of the self-test. Messages are redirected at all.
-    #[serde(rename = "redirect")]
     Redirect,
-    #[serde(rename = "order")]
     Order,
-    #[serde(rename = "half-close")]
     HalfClose,
-    #[serde(rename = "splice")]
     Splice,
-    #[serde(rename = "towards applications")]
     Applications,
     /// `FIONREAD` counts what was redirected.
-    #[serde(rename = "FIONREAD")]
     Fionread,
     /// An application whose bytes take TCP after all finds them.
-    #[serde(rename = "back to TCP")]
     BackToTcp,
     /// Who splices through io_uring is noticed by what he leaves, and can be reset.
-    #[serde(rename = "blind reader")]
     BlindReader,
-    #[serde(rename = "joined")]
     Joined,
     /// `FIONREAD` of a socket in the map counts what came by TCP.
-    #[serde(rename = "FIONREAD of TCP")]
     FionreadOfTcp,
 }
 
@@ -89,6 +76,12 @@ impl Proof {
     pub fn of_number(number: u32) -> Option<Self> {
         let index = usize::try_from(number).ok()?.checked_sub(1)?;
         Self::ALL.get(index).copied()
+    }
+}
+
+impl Serialize for Proof {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
     }
 }
 
