@@ -19,6 +19,7 @@ use sidecar_common::{
 use tracing::debug;
 
 use super::{
+    listening::LOOK_EVERY,
     load::LoadError,
     tables::{Tables, network::Network},
 };
@@ -27,8 +28,6 @@ use crate::sys::{
     route::{self, Routing, Watch},
 };
 
-/// What has changed is looked at once in this time.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// And where that fails.
 const FAILED_EVERY: Duration = Duration::from_secs(10);
 /// Looking takes a hundredth of the time at most, whatever a workload does to its network.
