@@ -4,7 +4,7 @@ use anyhow::ensure;
 use serde_json::json;
 use sidecar_tests::world::{Agent, Pod, World};
 
-use super::{GREET, SOON, application, open, python};
+use super::{SOON, application, greets, open};
 
 /// Connects by Multipath TCP. Arguments: address, port.
 const CALL_MPTCP: &str = r#"
@@ -38,9 +38,7 @@ fn a_socket_that_is_connected_anew_is_judged_anew() {
         let agent = Agent::start(world)?;
         let outside = world.workload("a")?;
         let pod = Pod::enrolled(&agent, "b", &open())?;
-        let arguments = ["0.0.0.0", "9000", "6"];
-        let mut server = python(&outside, outside.cgroup(), "greet", GREET, &arguments)?;
-        server.line_within("listening", SOON)?;
+        let _server = greets(&outside, "9000")?;
         let ip = outside.v4(0).ip().to_string();
         let calling = application(&pod, "call", CALL_ANEW, &[&ip, "9000"])?;
         let said = calling.finish(SOON)?.success()?.stdout;
@@ -61,9 +59,7 @@ fn multipath_tcp_is_steered_and_denied() {
         let pod = Pod::enrolled(&agent, "b", &open().set("outbound.deny", denied))?;
         let ip = stranger.v4(0).ip().to_string();
         for port in ["9000", "9001"] {
-            let arguments = ["0.0.0.0", port, "6"];
-            let mut server = python(&stranger, stranger.cgroup(), "greet", GREET, &arguments)?;
-            server.line_within("listening", SOON)?;
+            let _server = greets(&stranger, port)?;
             let calling = application(&pod, "call", CALL_MPTCP, &[&ip, port])?;
             let said = calling.finish(SOON)?.success()?.stdout;
             let expected = match port {

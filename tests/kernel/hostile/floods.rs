@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use sidecar_tests::world::{Agent, Pod, Running, Workload, World, wait};
 
-use super::{GREET, SOON, application, call, call_from, closed, open};
+use super::{GREET, SOON, application, call, call_from, closed, greets, open};
 
 /// Listens on more ports than are remembered for one workload, and stays.
 const MANY_LISTENERS: &str = r#"
@@ -75,15 +75,7 @@ fn connections_of_one_pod_take_no_room_from_another() {
         let hog = Pod::enrolled(&agent, "hog", &open())?;
         let pod = Pod::enrolled(&agent, "b", &open())?;
         let stranger = world.workload("a")?;
-        let outside = super::python(
-            &stranger,
-            stranger.cgroup(),
-            "outside",
-            GREET,
-            &["0.0.0.0", "9000", "6"],
-        )?;
-        let mut outside = outside;
-        outside.line_within("listening", SOON)?;
+        let _outside = greets(&stranger, "9000")?;
         let mut server = application(&pod, "greet", GREET, &["0.0.0.0", "8080", "6"])?;
         server.line_within("listening", SOON)?;
         let mut flood = flood(&hog, &stranger)?;
@@ -111,10 +103,7 @@ fn an_application_takes_no_room_from_its_own_proxy() {
         let stranger = world.workload("a")?;
         let second = Ipv4Addr::new(10, 77, 0, 200);
         pod.workload.namespace().add_address(IpAddr::V4(second))?;
-        let arguments = ["0.0.0.0", "9000", "6"];
-        let group = stranger.cgroup();
-        let mut outside = super::python(&stranger, group, "outside", GREET, &arguments)?;
-        outside.line_within("listening", SOON)?;
+        let _outside = greets(&stranger, "9000")?;
         let mut server = application(&pod, "greet", GREET, &["0.0.0.0", "8080", "6"])?;
         server.line_within("listening", SOON)?;
         let mut flood = flood(&pod, &stranger)?;

@@ -2,11 +2,11 @@
 
 use std::fs;
 
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use serde_json::{Value, json};
-use sidecar_tests::world::{Agent, Pod, Running, Workload, World};
+use sidecar_tests::world::{Agent, Pod, Workload, World};
 
-use super::{GREET, SOON, application, call, closed, open, python};
+use super::{SOON, application, call, closed, greets, open};
 
 /// Makes a socket, has it used when it is told to, and says what came of that. Arguments: address, port.
 const LATER: &str = r#"
@@ -19,14 +19,6 @@ try:
     print("said", s.recv(100).decode() or "nothing", flush=True)
 except OSError as e: print("said", errno.errorcode.get(e.errno, str(e)), flush=True)
 "#;
-
-fn greets(workload: &Workload<'_>, port: &str) -> Result<Running> {
-    let arguments = ["0.0.0.0", port, "6"];
-    let name = format!("greet-{port}");
-    let mut server = python(workload, workload.cgroup(), &name, GREET, &arguments)?;
-    server.line_within("listening", SOON)?;
-    Ok(server)
-}
 
 /// `outbound.deny` of one address, on one port.
 fn denying(workload: &Workload<'_>, port: u16) -> Value {

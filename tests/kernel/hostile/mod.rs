@@ -50,6 +50,15 @@ fn application(pod: &Pod<'_>, name: &str, script: &str, arguments: &[&str]) -> R
     python(&pod.workload, &pod.app(), name, script, arguments)
 }
 
+/// Greets whoever connects from a program of the workload's that no sidecar knows, over TCP.
+fn greets(workload: &Workload<'_>, port: &str) -> Result<Running> {
+    let arguments = ["0.0.0.0", port, "6"];
+    let name = format!("greet-{port}");
+    let mut server = python(workload, workload.cgroup(), &name, GREET, &arguments)?;
+    server.line_within("listening", SOON)?;
+    Ok(server)
+}
+
 /// Greets whoever connects, by the name that it sees. Arguments: address, port, protocol (262: Multipath TCP), family.
 const GREET: &str = r#"
 import socket, sys

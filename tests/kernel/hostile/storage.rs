@@ -3,7 +3,7 @@
 use anyhow::{Context, ensure};
 use sidecar_tests::world::{Agent, Pod, World, wait};
 
-use super::{GREET, SOON, application, open, python};
+use super::{SOON, application, greets, open};
 
 /// Uses up what the kernel allows one socket to keep, with keys for signatures towards peers that nobody asks, and connects it when it is
 /// told to. Arguments: address, port.
@@ -30,9 +30,7 @@ fn a_socket_that_cannot_be_marked_connects_nowhere() {
     World::play(|world| {
         let agent = Agent::start(world)?;
         let outside = world.workload("a")?;
-        let arguments = ["0.0.0.0", "9000", "6"];
-        let mut server = python(&outside, outside.cgroup(), "greet", GREET, &arguments)?;
-        server.line_within("listening", SOON)?;
+        let _server = greets(&outside, "9000")?;
         let mut pod = Pod::new(world, "b", &open())?;
         let ip = outside.v4(0).ip().to_string();
         let mut connects = application(&pod, "exhausted", EXHAUSTED, &[&ip, "9000"])?;
